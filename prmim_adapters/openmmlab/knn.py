@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weighted nearest-neighbour accuracy of frozen features.
+
+The protocol of Wu et al. 2018 (arXiv 1805.01978, section 3.4), the one DINO and iBOT report: cosine
+similarity to every training image, the k nearest vote for their class with weight
+``exp(similarity / temperature)``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from mmengine.dist import broadcast, collect_results, get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmpretrain.registry import HOOKS
+from torch import Tensor, nn
+
+
+def knn_classify(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    chunk_size: int = 1024,
+) -> Tensor:
+    """Predict the class of each test image from its ``k`` nearest training images.
+
+    Args:
+        train_features: (N, C), any scale; both sets are normalised to unit length here.
+        train_labels: (N,) integers in ``[0, num_classes)``.
+        test_features: (M, C).
+        num_classes: Number of classes.
+        k: Number of neighbours that vote.
+        temperature: Divides the similarity before the exponential; small = nearest dominates.
+        chunk_size: Test images compared at a time: memory for ``chunk_size * N`` similarities.
+
+    Returns:
+        Tensor: (M,) predicted labels.
+
+    Raises:
+        ValueError: If ``k`` is not in ``[1, N]``, or the labels do not match the features.
+    """
+    if not 1 <= k <= len(train_features):
+        raise ValueError(
+            f'k={k} neighbours asked of {len(train_features)} training features: '
+            'choose 1 <= k <= number of training images.'
+        )
+    if len(train_labels) != len(train_features):
+        raise ValueError(
+            f'{len(train_labels)} labels for {len(train_features)} training features: '
+            'give one label for each row.'
+        )
+    train = F.normalize(train_features.float(), dim=1)
+    predictions = []
+    for chunk in F.normalize(test_features.float(), dim=1).split(chunk_size):
+        similarity, nearest = (chunk @ train.T).topk(k, dim=1)
+        # The best similarity is subtracted: the same vote, and no overflow at small temperatures.
+        weight = ((similarity - similarity[:, :1]) / temperature).exp()
+        votes = weight.new_zeros(len(chunk), num_classes)
+        votes.scatter_add_(1, train_labels[nearest], weight)
+        predictions.append(votes.argmax(dim=1))
+    return torch.cat(predictions)
+
+
+def pool_features(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Average-pooled output of an mmpretrain backbone on whole images, without any mask.
+
+    Args:
+        backbone: Backbone of a classifier or of a self-supervised algorithm. One whose ``forward``
+            has a ``mask`` argument is called with ``mask=None``, which every masked backbone of
+            mmpretrain takes as "no masking".
+        images: (B, 3, H, W), normalised.
+
+    Returns:
+        Tensor: (B, C). Class and register tokens are left out of the average.
+    """
+    masked = 'mask' in inspect.signature(backbone.forward).parameters
+    features = backbone(images, mask=None) if masked else backbone(images)
+    if isinstance(features, (tuple, list)):
+        features = features[-1]
+    if features.dim() == 4:
+        return features.mean(dim=(2, 3))
+    if features.dim() == 3:
+        return features[:, getattr(backbone, 'num_extra_tokens', 0) :].mean(dim=1)
+    return features
+
+
+@torch.no_grad()
+def extract_features(
+    model: nn.Module, dataloader: Iterable, backbone: str = 'backbone'
+) -> tuple[Tensor, Tensor]:
+    """Frozen features and labels of every image of a data loader, in its order.
+
+    Args:
+        model: mmpretrain algorithm, with its ``data_preprocessor``; left in the mode it came in.
+        dataloader: Yields mmpretrain batches of one view per image, packed by ``PackInputs`` with a
+            ``gt_label``, collated by mmengine's ``default_collate``.
+        backbone: Dotted path of the network to evaluate inside ``model``, such as
+            ``'teacher.module.backbone'`` for an algorithm whose teacher is the better encoder.
+
+    Returns:
+        tuple: features (N, C) float32 and labels (N,) int64, on the CPU.
+    """
+    network = model.get_submodule(backbone)
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    features, labels = [], []
+    try:
+        for batch in dataloader:
+            batch = model.data_preprocessor(batch, False)
+            features.append(pool_features(network, batch['inputs']).float().cpu())
+            labels += [int(sample.gt_label) for sample in batch['data_samples']]
+    finally:
+        # Module by module: frozen stages may be in evaluation mode while the rest trains.
+        for module, mode in training:
+            module.training = mode
+    return torch.cat(features), torch.tensor(labels)
+
+
+@HOOKS.register_module()
+class KNNHook(Hook):
+    """Log the weighted kNN accuracy of the frozen backbone during self-supervised training.
+
+    The value appears in the log as ``val/knn_top1`` (per cent) and in the message hub, where a
+    ``CheckpointHook`` or a user's hook can read it.
+
+    Args:
+        train_dataloader: Config of the loader whose images vote. Its dataset must be labelled.
+        test_dataloader: Config of the loader whose images are classified.
+        num_classes: Number of classes.
+        interval: Evaluate every so many epochs, and after the last one.
+        k, temperature: See :func:`knn_classify`.
+        backbone: See :func:`extract_features`.
+    """
+
+    priority = 'LOW'
+
+    def __init__(
+        self,
+        train_dataloader: dict,
+        test_dataloader: dict,
+        num_classes: int,
+        interval: int = 10,
+        k: int = 20,
+        temperature: float = 0.07,
+        backbone: str = 'backbone',
+    ) -> None:
+        self.dataloaders = [train_dataloader, test_dataloader]
+        self.num_classes = num_classes
+        self.interval = interval
+        self.k = k
+        self.temperature = temperature
+        self.backbone = backbone
+
+    def before_train(self, runner: Runner) -> None:
+        """Build both loaders, so that a mistake in them shows before training."""
+        self.dataloaders = [
+            Runner.build_dataloader(loader, seed=runner.seed)
+            if isinstance(loader, dict)
+            else loader
+            for loader in self.dataloaders
+        ]
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Evaluate at the interval and after the last epoch."""
+        if self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner):
+            self.evaluate(runner)
+
+    def evaluate(self, runner: Runner) -> float:
+        """Run both loaders through the model and log the accuracy.
+
+        Returns:
+            float: Accuracy in per cent, the same on every process.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        (train, train_labels), (test, test_labels) = (
+            self._gather(*extract_features(model, loader, self.backbone), len(loader.dataset))
+            for loader in self.dataloaders
+        )
+        accuracy = torch.zeros(1, device=next(model.parameters()).device)
+        if is_main_process():
+            predicted = knn_classify(
+                train, train_labels, test, self.num_classes, self.k, self.temperature
+            )
+            accuracy.fill_(100 * (predicted == test_labels).double().mean().item())
+        broadcast(accuracy)
+        runner.message_hub.update_scalar('val/knn_top1', accuracy.item())
+        runner.visualizer.add_scalar('val/knn_top1', accuracy.item(), step=runner.iter)
+        runner.logger.info(
+            f'kNN (k={self.k}) top-1: {accuracy.item():.2f} % at epoch {runner.epoch + 1}'
+        )
+        return accuracy.item()
+
+    @staticmethod
+    def _gather(features: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """All processes' shards in dataset order on the main process (own shard elsewhere)."""
+        if get_world_size() == 1:
+            return features, labels
+        collected = collect_results(list(zip(features, labels, strict=True)), size)
+        if collected is None:
+            return features, labels
+        return tuple(torch.stack(column) for column in zip(*collected, strict=True))

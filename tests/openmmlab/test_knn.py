@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weighted kNN: an independent vote count, and features of mmpretrain's masked backbones."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import default_collate
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from mmpretrain.utils import register_all_modules
+
+from prmim_adapters.openmmlab.knn import KNNHook, extract_features, knn_classify
+
+register_all_modules()
+
+TINY = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
+
+
+def vote_by_hand(train, labels, test, num_classes, k, temperature):
+    """The definition, image by image, in double precision numpy."""
+    predictions = []
+    for image in test.double().numpy():
+        similarity = [
+            float(image @ row / (np.linalg.norm(image) * np.linalg.norm(row)))
+            for row in train.double().numpy()
+        ]
+        votes = [0.0] * num_classes
+        for index in sorted(range(len(train)), key=lambda i: -similarity[i])[:k]:
+            votes[int(labels[index])] += math.exp(similarity[index] / temperature)
+        predictions.append(int(np.argmax(votes)))
+    return predictions
+
+
+@pytest.mark.parametrize(('k', 'temperature'), [(1, 0.07), (20, 0.07), (20, 10.0)])
+def test_prediction_is_the_weighted_vote(k, temperature):
+    generator = torch.Generator().manual_seed(0)
+    train = torch.randn(60, 5, generator=generator) * 3
+    test = torch.randn(37, 5, generator=generator)
+    labels = torch.randint(0, 4, (60,), generator=generator)
+
+    predicted = knn_classify(train, labels, test, 4, k, temperature, chunk_size=10)
+
+    assert predicted.tolist() == vote_by_hand(train, labels, test, 4, k, temperature)
+
+
+def test_near_neighbour_outvotes_a_far_majority_only_when_temperature_is_low():
+    angles = torch.tensor([0.0, 0.9, 1.0, 1.1])
+    train = torch.stack([angles.cos(), angles.sin()], dim=1)
+    labels = torch.tensor([0, 1, 1, 1])
+    test = torch.tensor([[1.0, 0.05]])
+
+    assert knn_classify(train, labels, test, 2, k=4, temperature=0.07).item() == 0
+    assert knn_classify(train, labels, test, 2, k=4, temperature=100.0).item() == 1
+
+
+def test_small_temperature_does_not_overflow():
+    train = torch.eye(3)
+    labels = torch.tensor([2, 1, 0])
+    assert knn_classify(train, labels, torch.eye(3), 3, k=3, temperature=1e-3).tolist() == [2, 1, 0]
+
+
+def test_too_many_neighbours_is_an_error():
+    with pytest.raises(ValueError, match='k=20 neighbours asked of 3 training features'):
+        knn_classify(torch.eye(3), torch.arange(3), torch.eye(3), 3)
+    with pytest.raises(ValueError, match='2 labels for 3 training features'):
+        knn_classify(torch.eye(3), torch.arange(2), torch.eye(3), 3, k=1)
+
+
+def batches(sizes, image_size=32):
+    generator = torch.Generator().manual_seed(1)
+    label = iter(range(100))
+    for size in sizes:
+        yield default_collate(
+            [
+                dict(
+                    inputs=torch.randint(
+                        0, 256, (3, image_size, image_size), generator=generator
+                    ).byte(),
+                    data_samples=DataSample().set_gt_label(next(label)),
+                )
+                for _ in range(size)
+            ]
+        )
+
+
+def algorithm(name):
+    preprocessor = dict(
+        type='SelfSupDataPreprocessor', mean=[120.0] * 3, std=[60.0] * 3, bgr_to_rgb=True
+    )
+    if name == 'MAE':
+        model = dict(
+            type='MAE',
+            backbone=dict(type='MAEViT', arch=TINY, patch_size=8, img_size=32),
+            neck=dict(
+                type='MAEPretrainDecoder',
+                num_patches=16,
+                patch_size=8,
+                embed_dim=32,
+                decoder_embed_dim=16,
+                decoder_depth=1,
+                decoder_num_heads=2,
+            ),
+            head=dict(
+                type='MAEPretrainHead',
+                patch_size=8,
+                loss=dict(type='PixelReconstructionLoss', criterion='L2'),
+            ),
+        )
+    elif name == 'MaskFeat':
+        model = dict(
+            type='MaskFeat',
+            backbone=dict(type='MaskFeatViT', arch=TINY, patch_size=8, img_size=32),
+            neck=dict(type='LinearNeck', in_channels=32, out_channels=8, gap_dim=0),
+            head=dict(type='MIMHead', loss=dict(type='PixelReconstructionLoss', criterion='L2')),
+            target_generator=dict(type='HOGGenerator'),
+        )
+    else:
+        model = dict(
+            type='SimMIM',
+            backbone=dict(
+                type='SimMIMSwinTransformer',
+                img_size=32,
+                stage_cfgs=dict(block_cfgs=dict(window_size=4)),
+                arch=dict(embed_dims=16, depths=[1, 1], num_heads=[2, 2]),
+                out_indices=(1,),
+            ),
+            neck=dict(type='SimMIMLinearDecoder', in_channels=32, encoder_stride=8),
+            head=dict(
+                type='SimMIMHead',
+                patch_size=4,
+                loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
+            ),
+        )
+    torch.manual_seed(0)
+    return MODELS.build({**model, 'data_preprocessor': preprocessor})
+
+
+@pytest.mark.parametrize('name', ['MAE', 'MaskFeat', 'SimMIM'])
+def test_features_are_the_average_over_unmasked_tokens(name):
+    model = algorithm(name).train()
+
+    features, labels = extract_features(model, batches([3, 2]))
+
+    assert labels.tolist() == [0, 1, 2, 3, 4]
+    assert model.training
+    assert model.backbone.training
+    images = torch.cat(
+        [(batch['inputs'].flip(1).float() - 120.0) / 60.0 for batch in batches([3, 2])]
+    )
+    model.eval()
+    with torch.no_grad():
+        output = model.backbone(images, None)[0]
+    tokens = output.flatten(2).mT if name == 'SimMIM' else output[:, 1:]
+    expected = tokens.sum(dim=1) / tokens.shape[1]
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+
+
+def test_features_of_another_branch_by_its_path():
+    model = algorithm('MAE')
+    model.teacher = torch.nn.ModuleDict(dict(backbone=algorithm('MAE').backbone))
+    torch.nn.init.normal_(model.teacher['backbone'].patch_embed.projection.weight)
+
+    own, _ = extract_features(model, batches([2]))
+    other, _ = extract_features(model, batches([2]), backbone='teacher.backbone')
+
+    assert (own - other).abs().max() > 0.1
+
+
+def test_frozen_parts_stay_in_evaluation_mode():
+    model = algorithm('MAE').train()
+    model.backbone.layers[0].eval()
+    extract_features(model, batches([2]))
+    assert not model.backbone.layers[0].training
+    assert model.backbone.layers[1].training
+
+
+def test_hook_is_registered_for_configs():
+    from mmpretrain.registry import HOOKS
+
+    hook = HOOKS.build(
+        dict(type='KNNHook', train_dataloader={}, test_dataloader={}, num_classes=10, k=5)
+    )
+    assert isinstance(hook, KNNHook)
+    assert (hook.k, hook.interval, hook.num_classes) == (5, 10, 10)
