@@ -1,4 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progressive partial reconstruction for masked image modeling."""
+"""Progressive partial reconstruction for masked image modeling (PR-MIM, arXiv 2411.15746).
+
+Importing this package needs torch only.
+
+    import prmim_adapters as prmim
+    prmim.attach(model, throw_ratio=0.5)
+"""
+
+from .adapters import ADAPTERS, AGGREGATORS, SAMPLERS, Adapter, attach, detach, is_attached
 
 __version__ = '0.1.0'
+
+__all__ = [
+    'ADAPTERS',
+    'AGGREGATORS',
+    'SAMPLERS',
+    'Adapter',
+    '__version__',
+    'attach',
+    'detach',
+    'is_attached',
+]

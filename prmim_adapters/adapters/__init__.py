@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters: which seam of each framework the pipeline goes into.
+
+One line per framework: the model class, and the module that registers its adapter. The module is
+imported when such a model is attached, so this package needs torch only.
+"""
+
+from .base import Adapter, attach, attachment_of, detach, is_attached, partial_of
+from .registry import ADAPTERS, AGGREGATORS, SAMPLERS
+
+_LOCATIONS = {
+    'mmpretrain.models.selfsup.mae.MAE': 'mae',
+    'mmpretrain.models.selfsup.eva.EVA': 'mae',
+}
+for _framework, _module in _LOCATIONS.items():
+    ADAPTERS.register_location(_framework, f'{__name__}.{_module}')
+
+__all__ = [
+    'ADAPTERS',
+    'AGGREGATORS',
+    'SAMPLERS',
+    'Adapter',
+    'attach',
+    'attachment_of',
+    'detach',
+    'is_attached',
+    'partial_of',
+]

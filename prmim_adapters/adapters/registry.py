@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registries of adapters, samplers and aggregators, in mmengine's idiom.
+
+A small one of our own, so that ``import prmim_adapters`` needs torch only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from typing import Any, TypeVar
+
+from ..core import aggregation, sampling
+
+T = TypeVar('T')
+
+
+class Registry:
+    """Names to functions or classes.
+
+    Args:
+        kind: what the entries are, for messages: 'sampler'.
+
+    Example:
+        >>> @SAMPLERS.register_module('mine')
+        ... def mine(mask, num_kept, grid, generator=None): ...
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Any] = {}
+        self._locations: dict[str, str] = {}
+
+    def register_module(
+        self,
+        name: str | None = None,
+        *,
+        framework: str | None = None,
+        module: Any = None,
+        force: bool = False,
+    ) -> Callable[[T], T]:
+        """Register a function or class, as a decorator or with ``module=``.
+
+        Args:
+            name: key; the object's ``__name__`` by default.
+            framework: key of an adapter: qualified name of the model class that it attaches to.
+            module: the object, when not used as a decorator.
+            force: replace an entry of the same key.
+
+        Raises:
+            KeyError: the key is taken and ``force`` is False.
+        """
+
+        def register(target: T) -> T:
+            key = name or framework or target.__name__  # type: ignore[attr-defined]
+            if key in self._entries and not force:
+                raise KeyError(
+                    f'{self.kind} {key!r} is registered already; pass force=True to replace it'
+                )
+            self._entries[key] = target
+            return target
+
+        if module is not None:
+            register(module)
+        return register
+
+    def register_location(self, key: str, location: str) -> None:
+        """Name the module whose import registers ``key``; it is imported when first asked for."""
+        self._locations[key] = location
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._locations, *self._entries]))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries or key in self._locations
+
+    def get(self, key: str) -> Any:
+        """The entry of that key.
+
+        Raises:
+            KeyError: there is none; the message lists those there are.
+        """
+        if key not in self._entries and key in self._locations:
+            import_module(self._locations[key])
+        if key not in self._entries:
+            close = difflib.get_close_matches(str(key), list(self), n=1)
+            hint = f' Did you mean {close[0]!r}?' if close else ''
+            raise KeyError(
+                f'unknown {self.kind} {key!r}.{hint} Registered: {", ".join(self)}. Register your '
+                'own and import its module through custom_imports.'
+            )
+        return self._entries[key]
+
+    def location(self, key: str) -> str:
+        """Dotted name of the module that defines ``key``."""
+        return self._locations.get(key) or self._entries[key].__module__
+
+
+class AdapterRegistry(Registry):
+    """Adapters by the qualified name of the model class that they attach to."""
+
+    def find(self, model_class: type) -> Any | None:
+        """The adapter of the nearest class in the MRO of ``model_class``; None if there is none.
+
+        A framework may be registered under the name that its users import (``my_pkg.MyMIM``) or
+        the one of the defining module (``my_pkg.models.mim.MyMIM``).
+        """
+        for cls in model_class.__mro__:
+            for key in self:
+                if key == f'{cls.__module__}.{cls.__qualname__}' or _names(key, cls):
+                    return self.get(key)
+        return None
+
+
+def _names(key: str, cls: type) -> bool:
+    module, _, attribute = key.rpartition('.')
+    return getattr(sys.modules.get(module), attribute, None) is cls
+
+
+ADAPTERS = AdapterRegistry('framework adapter')
+SAMPLERS = Registry('sampler')
+AGGREGATORS = Registry('aggregator')
+
+SAMPLERS.register_module('farthest', module=sampling.farthest)
+SAMPLERS.register_module('farthest_unseeded', module=partial(sampling.farthest, seeds='none'))
+SAMPLERS.register_module('random', module=sampling.random)
+SAMPLERS.register_module('grid', module=sampling.lattice)
+
+AGGREGATORS.register_module('cross_attention', module=aggregation.CrossAttention)
+AGGREGATORS.register_module('nearest', module=aggregation.Nearest)
+AGGREGATORS.register_module('distance', module=aggregation.Distance)
+AGGREGATORS.register_module('convolution', module=aggregation.Convolution)

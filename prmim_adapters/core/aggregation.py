@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spatial aggregation: the light stage that gives features to the thrown tokens.
+
+An aggregator is a module with ``forward(features, partition, queries) -> (B, T, C)``:
+
+* features: (B, N, C), the heavy network's outputs at ``partition.present`` (no prefix tokens);
+* partition: says where they are, and where the thrown tokens are;
+* queries: (L, C), what the framework would have put at every grid position were it masked:
+  mask token + position embedding. All images share it, so it is projected once per batch.
+
+and a constructor ``Aggregator(width=C, grid=(H, W), **options)``. The forms are this project's own:
+the paper's abstract (arXiv 2411.15746) fixes a light spatial aggregation, not its form.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .partition import Grid, TokenPartition, gather_tokens, scatter_tokens, table_rows
+
+SOURCES = ('present', 'kept')
+
+
+class CrossAttention(nn.Module):
+    """One narrow cross-attention from the thrown positions to the present features.
+
+    Args:
+        width: channels C of the features.
+        grid: (H, W) in tokens.
+        inner: channels of queries, keys and values; C / 4 by default.
+        heads: attention heads; one per 32 inner channels by default.
+        sources: 'present' attends to all present tokens, 'kept' to the kept masked ones only.
+        neighbours: attend to this many nearest sources only; None = all.
+        key_positions: add a projected position to the keys. Needed where the features carry no
+            absolute position (relative position bias), superfluous elsewhere.
+
+    Raises:
+        ValueError: an option is out of range, naming it.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        grid: Grid,
+        inner: int | None = None,
+        heads: int | None = None,
+        sources: str = 'present',
+        neighbours: int | None = None,
+        key_positions: bool = False,
+    ) -> None:
+        super().__init__()
+        inner = max(width // 4, 1) if inner is None else inner
+        heads = max(inner // 32, 1) if heads is None else heads
+        if inner < 1 or heads < 1 or inner % heads:
+            raise ValueError(
+                f'cross_attention: inner={inner} must be a positive multiple of heads={heads}'
+            )
+        self.grid, self.heads, self.sources = grid, heads, _checked_sources(sources)
+        self.neighbours = _checked_neighbours(neighbours)
+        self.query = nn.Linear(width, inner)
+        self.key_value = nn.Linear(width, 2 * inner)
+        self.key_position = nn.Linear(width, inner, bias=False) if key_positions else None
+        self.project = nn.Linear(inner, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
+        """See the module docstring for shapes."""
+        features, positions = _select(self.sources, features, partition)
+        query = table_rows(self.query(queries), partition.thrown)
+        key, value = self.key_value(features).chunk(2, dim=-1)
+        if self.key_position is not None:
+            key = key + table_rows(self.key_position(queries), positions)
+        attended = F.scaled_dot_product_attention(
+            self._split(query), self._split(key), self._split(value), self._near(partition, positions)
+        )
+        update = self.project(attended.transpose(1, 2).flatten(2))
+        return self.norm(update + table_rows(queries, partition.thrown))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, n, inner) -> (B, heads, n, inner / heads)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _near(self, partition: TokenPartition, positions: Tensor) -> Tensor | None:
+        """(B, 1, T, N) bool, True at the nearest sources; None attends to all."""
+        if self.neighbours is None:
+            return None
+        nearest, _ = nearest_sources(partition.thrown, positions, self.grid, self.neighbours)
+        shape = (*partition.thrown.shape, positions.shape[1])
+        allowed = torch.zeros(shape, dtype=torch.bool, device=nearest.device)
+        return allowed.scatter(2, nearest, torch.ones_like(nearest, dtype=torch.bool))[:, None]
+
+
+class Nearest(nn.Module):
+    """Sum of the nearest present features, weighted per relative offset and channel.
+
+    A depthwise convolution evaluated only where it is needed: each thrown token gathers its
+    ``neighbours`` nearest sources. Offsets beyond ``radius`` share the weight at the border.
+
+    Args:
+        width: channels C of the features.
+        grid: (H, W) in tokens.
+        neighbours: sources per thrown token.
+        radius: largest offset in tokens, per axis, with a weight of its own.
+        sources: 'present' or 'kept', as in :class:`CrossAttention`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        grid: Grid,
+        neighbours: int = 6,
+        radius: int = 3,
+        sources: str = 'present',
+    ) -> None:
+        super().__init__()
+        if radius < 1:
+            raise ValueError(f'nearest: radius={radius} must be at least 1')
+        self.grid, self.radius, self.sources = grid, radius, _checked_sources(sources)
+        self.neighbours = _checked_neighbours(neighbours)
+        self.weight = nn.Parameter(torch.ones((2 * radius + 1) ** 2, width))
+        self.offset = nn.Parameter(torch.zeros((2 * radius + 1) ** 2, width))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
+        """See the module docstring for shapes; ``queries`` are not used."""
+        features, positions = _select(self.sources, features, partition)
+        index, _ = nearest_sources(partition.thrown, positions, self.grid, self.neighbours)
+        cell = self._cell(partition.thrown, positions, index)
+        # The gathered copies are (B, T, C) per neighbour: made again in backward, not stored.
+        total = checkpoint(self._sum, features, index, cell, use_reentrant=False)
+        return self.norm(total)
+
+    def _sum(self, features: Tensor, index: Tensor, cell: Tensor) -> Tensor:
+        total: Tensor | float = 0.0
+        for near, offset in zip(index.unbind(-1), cell.unbind(-1)):
+            weight = table_rows(self.weight, offset)
+            total = total + weight * gather_tokens(features, near) + table_rows(self.offset, offset)
+        assert isinstance(total, Tensor)
+        return total / index.shape[-1]
+
+    def _cell(self, thrown: Tensor, positions: Tensor, index: Tensor) -> Tensor:
+        """(B, T, k) int64: row of the weight table for each neighbour's offset."""
+        source = positions.gather(1, index.flatten(1)).view_as(index)
+        width, radius = self.grid[1], self.radius
+        down = (source // width - (thrown // width)[..., None]).clamp(-radius, radius)
+        right = (source % width - (thrown % width)[..., None]).clamp(-radius, radius)
+        return (down + radius) * (2 * radius + 1) + right + radius
+
+
+class Distance(nn.Module):
+    """Mean of the nearest present features weighted by inverse distance; no parameters.
+
+    Args:
+        width: channels C of the features (any).
+        grid: (H, W) in tokens.
+        neighbours: sources per thrown token.
+        sources: 'present' or 'kept', as in :class:`CrossAttention`.
+    """
+
+    def __init__(
+        self, width: int, grid: Grid, neighbours: int = 6, sources: str = 'present'
+    ) -> None:
+        super().__init__()
+        self.grid, self.sources = grid, _checked_sources(sources)
+        self.neighbours = _checked_neighbours(neighbours)
+
+    def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
+        """See the module docstring for shapes; ``queries`` are not used."""
+        features, positions = _select(self.sources, features, partition)
+        index, squared = nearest_sources(partition.thrown, positions, self.grid, self.neighbours)
+        weight = squared.float().rsqrt()
+        weight = (weight / weight.sum(-1, keepdim=True)).to(features.dtype)
+        mixing = torch.zeros(
+            *partition.thrown.shape, positions.shape[1], dtype=weight.dtype, device=weight.device
+        )
+        return mixing.scatter(2, index, weight) @ features
+
+
+class Convolution(nn.Module):
+    """Depthwise convolution over the dense grid with zeros at thrown positions.
+
+    The usual form of a light spatial stage, for comparison: it computes at all L positions.
+
+    Args:
+        width: channels C of the features.
+        grid: (H, W) in tokens.
+        kernel: side of the kernel in tokens, odd.
+        sources: 'present' or 'kept', as in :class:`CrossAttention`.
+    """
+
+    def __init__(self, width: int, grid: Grid, kernel: int = 5, sources: str = 'present') -> None:
+        super().__init__()
+        if kernel < 3 or kernel % 2 == 0:
+            raise ValueError(f'convolution: kernel={kernel} must be odd and at least 3')
+        self.grid, self.sources = grid, _checked_sources(sources)
+        self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
+        """See the module docstring for shapes; ``queries`` are not used."""
+        features, positions = _select(self.sources, features, partition)
+        dense = scatter_tokens(features, positions, partition.length)
+        dense = self.depthwise(dense.transpose(1, 2).unflatten(2, self.grid))
+        return self.norm(gather_tokens(dense.flatten(2).transpose(1, 2), partition.thrown))
+
+
+@torch.no_grad()
+def nearest_sources(
+    targets: Tensor, sources: Tensor, grid: Grid, neighbours: int
+) -> tuple[Tensor, Tensor]:
+    """The nearest sources of every target on the grid.
+
+    Args:
+        targets: (B, T) int64 positions.
+        sources: (B, N) int64 positions.
+        grid: (H, W).
+        neighbours: k; fewer where N < k.
+
+    Returns:
+        (B, T, k) int64 indices into ``sources``, nearest first, and their squared distances.
+    """
+    width = grid[1]
+    down = (targets // width)[:, :, None] - (sources // width)[:, None, :]
+    right = (targets % width)[:, :, None] - (sources % width)[:, None, :]
+    squared, index = (down**2 + right**2).topk(min(neighbours, sources.shape[1]), largest=False)
+    return index, squared
+
+
+def _select(
+    sources: str, features: Tensor, partition: TokenPartition
+) -> tuple[Tensor, Tensor]:
+    """Features and positions that an aggregator may read."""
+    if sources == 'kept':
+        return features[:, partition.visible.shape[1] :], partition.kept
+    return features, partition.present
+
+
+def _checked_sources(sources: str) -> str:
+    if sources not in SOURCES:
+        raise ValueError(f'sources={sources!r}: allowed are {", ".join(map(repr, SOURCES))}')
+    return sources
+
+
+def _checked_neighbours(neighbours: int | None) -> int | None:
+    if neighbours is not None and neighbours < 1:
+        raise ValueError(f'neighbours={neighbours} must be at least 1')
+    return neighbours

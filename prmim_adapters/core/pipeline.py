@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data flow of partial reconstruction in one screen.
+
+    image, mask --> partition_tokens --> visible | kept | thrown
+       visible + kept --> heavy network --> features at present positions
+       features, positions --> spatial aggregation --> features at thrown positions
+       kept + thrown --> prediction head --> loss over all masked tokens
+
+:class:`PartialReconstruction` is the part that every framework shares. An adapter calls
+:meth:`~PartialReconstruction.split` before the heavy network, and
+:meth:`~PartialReconstruction.reconstruct` after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from .partition import Grid, Sampler, TokenPartition, partition_tokens
+from .sampling import squared_distance_to
+
+
+class PartialReconstruction(nn.Module):
+    """Partition before the heavy network, light reconstruction after it.
+
+    Args:
+        throw_ratio: thrown tokens / all L tokens; 0 is the framework's original method.
+        grid: (H, W) in tokens.
+        sampler: chooses the kept tokens (:mod:`prmim_adapters.core.sampling`).
+        aggregators: light stages in order, each reconstructing an equal share of the thrown
+            tokens, nearest to the present ones first, from those before it. Empty = plain partial
+            reconstruction: thrown tokens are dropped from the loss.
+        num_prefix: prefix tokens (cls, registers) before the patch tokens in the heavy network.
+        thrown_weight: weight of a thrown token in the loss; a kept one weighs 1.
+        stop_gradient: True keeps the loss of thrown tokens from the heavy network.
+        max_masked_share: ragged masks only: largest share of an image's masked tokens to throw.
+    """
+
+    def __init__(
+        self,
+        throw_ratio: float,
+        grid: Grid,
+        sampler: Sampler,
+        aggregators: Sequence[nn.Module] = (),
+        num_prefix: int = 0,
+        thrown_weight: float = 1.0,
+        stop_gradient: bool = False,
+        max_masked_share: float = 2 / 3,
+    ) -> None:
+        super().__init__()
+        self.throw_ratio = throw_ratio
+        self.grid = grid
+        self.sampler = sampler
+        self.aggregators = nn.ModuleList(aggregators)
+        self.num_prefix = num_prefix
+        self.thrown_weight = thrown_weight
+        self.stop_gradient = stop_gradient
+        self.max_masked_share = max_masked_share
+        self.thrown: Tensor | None = None
+
+    @property
+    def num_thrown(self) -> int:
+        """T: tokens thrown per image when all masks have one size."""
+        return round(self.throw_ratio * self.grid[0] * self.grid[1])
+
+    @property
+    def supervises_thrown(self) -> bool:
+        """False in plain partial reconstruction, where thrown tokens carry no loss."""
+        return len(self.aggregators) > 0
+
+    def thrown_counts(self, num_masked: Tensor) -> Tensor:
+        """Tokens to throw per image under ragged masks: num_masked (B,) int64 -> (B,) int64."""
+        share = (num_masked.double() * self.max_masked_share + 1e-6).floor().long()
+        return share.clamp(max=self.num_thrown)
+
+    def split(
+        self, mask: Tensor, num_masked: int | None = None, num_thrown: int | None = None
+    ) -> TokenPartition:
+        """Partition a batch; see :func:`~prmim_adapters.core.partition.partition_tokens`.
+
+        Args:
+            mask: (B, L) bool, True = masked.
+            num_masked: M where known without asking the device.
+            num_thrown: T, :attr:`num_thrown` by default.
+        """
+        num_thrown = self.num_thrown if num_thrown is None else num_thrown
+        partition = partition_tokens(mask, num_thrown, self.grid, self.sampler, num_masked)
+        if len(self.aggregators) > 1:
+            partition = _nearest_first(partition)
+        self.thrown = partition.thrown
+        return partition
+
+    def reconstruct(self, partition: TokenPartition, features: Tensor, queries: Tensor) -> Tensor:
+        """Features at the supervised tokens.
+
+        Args:
+            partition: of :meth:`split`.
+            features: (B, V + K, C), the heavy network's outputs at ``partition.present``.
+            queries: (L, C), mask token + position of every grid position.
+
+        Returns:
+            (B, n, C) at :meth:`supervised` positions: kept, then thrown.
+        """
+        num_visible = partition.visible.shape[1]
+        parts = [features[:, num_visible:]]
+        if partition.thrown.shape[1] and self.supervises_thrown:
+            parts += self._thrown(partition, features, queries)
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _thrown(
+        self, partition: TokenPartition, features: Tensor, queries: Tensor
+    ) -> list[Tensor]:
+        known = features.detach() if self.stop_gradient else features
+        kept, done = partition.kept, []
+        stages = len(self.aggregators)
+        for aggregator, thrown in zip(
+            self.aggregators, partition.thrown.tensor_split(stages, dim=1), strict=True
+        ):
+            stage = replace(partition, kept=kept, thrown=thrown)
+            done.append(aggregator(known, stage, queries))
+            if len(done) < stages:
+                kept, known = torch.cat((kept, thrown), 1), torch.cat((known, done[-1]), 1)
+        return done
+
+    def supervised(self, partition: TokenPartition) -> Tensor:
+        """(B, n) int64 positions whose prediction the loss needs: kept, then thrown."""
+        return partition.masked if self.supervises_thrown else partition.kept
+
+    def loss_mask(self, mask: Tensor) -> Tensor:
+        """The mask (B, L) that the framework's loss sees after the last :meth:`split`.
+
+        The framework's own one, unless thrown tokens weigh differently.
+        """
+        weight = self.thrown_weight if self.supervises_thrown else 0.0
+        if weight == 1.0 or self.thrown is None:
+            return mask
+        mask = mask if mask.is_floating_point() else mask.float()
+        return mask.scatter(1, self.thrown, torch.full_like(mask, weight))
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        name = getattr(self.sampler, '__name__', type(self.sampler).__name__)
+        return f'throw_ratio={self.throw_ratio:g}, grid={self.grid}, sampler={name}'
+
+
+def sincos_positions(grid: Grid, width: int) -> Tensor:
+    """(H * W, width) float32 fixed 2-D sine-cosine positions, half the channels per axis.
+
+    For frameworks whose tokens carry no absolute position embedding.
+    """
+    quarter = -(-width // 4)
+    omega = 10000.0 ** -(torch.arange(quarter) / quarter)
+    rows, columns = torch.meshgrid(
+        torch.arange(float(grid[0])), torch.arange(float(grid[1])), indexing='ij'
+    )
+    phase = torch.stack((rows, columns), -1).reshape(-1, 2, 1) * omega
+    return torch.cat((phase.sin(), phase.cos()), -1).flatten(1)[:, :width].contiguous()
+
+
+@torch.no_grad()
+def _nearest_first(partition: TokenPartition) -> TokenPartition:
+    """The same partition with its thrown tokens ordered by distance to the present ones."""
+    shape = (partition.thrown.shape[0], partition.length)
+    present = torch.zeros(shape, dtype=torch.bool, device=partition.thrown.device)
+    present.scatter_(1, partition.present, torch.ones_like(partition.present, dtype=torch.bool))
+    distance = squared_distance_to(present, partition.grid).gather(1, partition.thrown)
+    return replace(partition, thrown=partition.thrown.gather(1, distance.argsort(dim=1, stable=True)))

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samplers: which masked tokens the heavy network keeps.
+
+A sampler is a function ``(mask, num_kept, grid, generator) -> kept``:
+
+* mask: (B, L) bool, True = masked, L = H * W in row-major order;
+* num_kept: tokens to keep per image, an int or a (B,) int64 tensor (ragged masks);
+* grid: (H, W);
+* generator: source of randomness on the mask's device, torch's global one if None;
+* kept: (B, L) bool, a subset of ``mask`` with exactly ``num_kept`` True per image.
+
+Distances are squared Euclidean distances on the grid, so they are integers and every comparison
+is exact on every device. Ties are broken by random integers drawn once per call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .partition import Grid
+
+_NOISE_BITS = 20
+
+
+@torch.no_grad()
+def farthest(
+    mask: Tensor,
+    num_kept: int | Tensor,
+    grid: Grid,
+    generator: torch.Generator | None = None,
+    seeds: str = 'visible',
+) -> Tensor:
+    """Farthest point sampling [0]: each next kept token is the farthest from all present ones.
+
+    The visible tokens count as present from the start (``seeds='visible'``); with
+    ``seeds='none'`` only the kept ones do, and the first is drawn at random.
+    Shapes are those of the module docstring. O(B * L * max(num_kept)) time, O(B * L) memory.
+
+    [0] Eldar et al., The Farthest Point Strategy for Progressive Image Sampling, 1997.
+
+    Raises:
+        ValueError: ``seeds`` is neither 'visible' nor 'none'.
+    """
+    if seeds not in ('visible', 'none'):
+        raise ValueError(f"seeds={seeds!r}: allowed are 'visible' and 'none'")
+    count, steps = _counts(mask, num_kept)
+    noise = _noise(mask, generator)
+    start = ~mask if seeds == 'visible' else torch.zeros_like(mask)
+    return torch.ops.prmim_adapters.farthest(mask, start, count, noise, list(grid), steps)
+
+
+@torch.no_grad()
+def random(
+    mask: Tensor, num_kept: int | Tensor, grid: Grid, generator: torch.Generator | None = None
+) -> Tensor:
+    """Uniformly random kept tokens, as in plain partial reconstruction."""
+    return _lowest(_noise(mask, generator), mask, num_kept)
+
+
+@torch.no_grad()
+def lattice(
+    mask: Tensor, num_kept: int | Tensor, grid: Grid, generator: torch.Generator | None = None
+) -> Tensor:
+    """Kept tokens on an ordered-dither lattice, shifted at random per image.
+
+    Positions are ranked by the Bayer matrix [0], whose every prefix is spread evenly over the
+    grid; the masked ones of lowest rank are kept.
+
+    [0] Bayer, An optimum method for two-level rendition of continuous-tone pictures, 1973.
+    """
+    height, width = grid
+    bits = max(height - 1, width - 1, 1).bit_length()
+    rank = _bayer(bits, mask.device)
+    side = rank.shape[0]
+    shift = torch.randint(side, (2, mask.shape[0], 1), generator=generator, device=mask.device)
+    rows = (torch.arange(height, device=mask.device) + shift[0]) % side
+    columns = (torch.arange(width, device=mask.device) + shift[1]) % side
+    return _lowest(rank[rows[:, :, None], columns[:, None, :]].flatten(1), mask, num_kept)
+
+
+def squared_distance_to(points: Tensor, grid: Grid) -> Tensor:
+    """Exact squared distance of every position to the nearest of ``points``.
+
+    Separable: along columns, then along rows, O(B * L * (H + W)).
+
+    Args:
+        points: (B, L) bool.
+        grid: (H, W).
+
+    Returns:
+        (B, L) int64; H * H + W * W, more than any distance, where an image has no point.
+    """
+    height, width = grid
+    far = height * height + width * width
+    occupied = points.reshape(-1, height, width)
+    along = _axis_distance(height, points.device)[None, :, :, None]
+    column = torch.where(occupied[:, None], along, far).amin(dim=2)
+    along = _axis_distance(width, points.device)[None, None]
+    return (column[:, :, None, :] + along).amin(dim=3).clamp_(max=far).flatten(1)
+
+
+@torch.library.custom_op('prmim_adapters::farthest', mutates_args=())
+def _farthest(
+    mask: Tensor, start: Tensor, count: Tensor, noise: Tensor, grid: list[int], steps: int
+) -> Tensor:
+    """Reference implementation; one opaque operator, so torch.compile does not unroll it."""
+    height, width = grid
+    rows = torch.arange(height * width, device=mask.device) // width
+    columns = torch.arange(height * width, device=mask.device) % width
+    nearest = squared_distance_to(start, (height, width))
+    kept = torch.zeros_like(mask)
+    for step in range(steps):
+        score = torch.where(mask & ~kept, (nearest << _NOISE_BITS) + noise, -1)
+        chosen = score.argmax(dim=1, keepdim=True)
+        kept.scatter_(1, chosen, kept.gather(1, chosen) | (count > step))
+        reach = (rows - chosen // width) ** 2 + (columns - chosen % width) ** 2
+        nearest = torch.minimum(nearest, reach)
+    return kept
+
+
+@_farthest.register_fake
+def _(
+    mask: Tensor, start: Tensor, count: Tensor, noise: Tensor, grid: list[int], steps: int
+) -> Tensor:
+    return torch.empty_like(mask)
+
+
+def _counts(mask: Tensor, num_kept: int | Tensor) -> tuple[Tensor, int]:
+    """(B, 1) counts and the largest one as a Python int."""
+    if isinstance(num_kept, int):
+        return torch.full((mask.shape[0], 1), num_kept, device=mask.device), num_kept
+    return num_kept.to(mask.device)[:, None], int(num_kept.max()) if len(num_kept) else 0
+
+
+def _noise(mask: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randint(1 << _NOISE_BITS, mask.shape, generator=generator, device=mask.device)
+
+
+def _lowest(rank: Tensor, mask: Tensor, num_kept: int | Tensor) -> Tensor:
+    """The ``num_kept`` masked positions of lowest rank (B, L) int64."""
+    count, _ = _counts(mask, num_kept)
+    order = torch.where(mask, rank, torch.iinfo(rank.dtype).max).argsort(dim=1, stable=True)
+    place = torch.arange(mask.shape[1], device=mask.device).expand_as(order)
+    return (place < count).new_zeros(mask.shape).scatter(1, order, place < count)
+
+
+def _axis_distance(size: int, device: torch.device) -> Tensor:
+    """(size, size) int64 squared distances along one axis."""
+    line = torch.arange(size, device=device)
+    return (line[:, None] - line) ** 2
+
+
+def _bayer(bits: int, device: torch.device) -> Tensor:
+    """(2**bits, 2**bits) int64 Bayer ranks."""
+    rank = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    for _ in range(bits):
+        rank = 4 * rank
+        rank = torch.cat((torch.cat((rank, rank + 2), 1), torch.cat((rank + 3, rank + 1), 1)), 0)
+    return rank

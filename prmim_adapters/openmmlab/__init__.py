@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What mmpretrain configs name. Importing this package registers everything:
+
+custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)
+"""
+
+from . import knn, prmim
+
+__all__ = ['knn', 'prmim']
