@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of mmengine under ``weights_only``: own ones load and resume, foreign code is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mmengine.dist.utils as mmengine_dist
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader, Runner
+from mmpretrain.structures import DataSample
+from mmpretrain.utils import register_all_modules
+
+from prmim_adapters.openmmlab import compat
+
+needs_weights_only = pytest.mark.skipif(
+    torch.__version__ < (2, 6), reason='weights_only is not the default before torch 2.6'
+)
+
+
+@pytest.fixture
+def bare_torch() -> Iterator[None]:
+    """Nothing on torch's allow-list during the test."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
+class Images(torch.utils.data.Dataset):
+    """Eight fixed noise images."""
+
+    metainfo = {'classes': ('noise',)}
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(index)
+        image = torch.rand(3, 32, 32, generator=generator) * 255
+        return {'inputs': image, 'data_samples': DataSample()}
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., Runner]:
+    """Train a tiny mmpretrain MAE through mmengine's Runner in ``tmp_path``."""
+    register_all_modules()
+    arch = dict(embed_dims=32, num_layers=1, num_heads=2, feedforward_channels=64)
+
+    def run(name: str, iterations: int, resume_from: str | None = None) -> Runner:
+        runner = Runner(
+            model=dict(
+                type='mmpretrain.MAE',
+                data_preprocessor=dict(type='SelfSupDataPreprocessor', mean=[128], std=[64]),
+                backbone=dict(type='MAEViT', arch=arch, img_size=32, patch_size=8),
+                neck=dict(
+                    type='MAEPretrainDecoder',
+                    num_patches=16, patch_size=8, embed_dim=32,
+                    decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2,
+                ),
+                head=dict(
+                    type='MAEPretrainHead', patch_size=8,
+                    loss=dict(type='PixelReconstructionLoss', criterion='L2'),
+                ),
+            ),
+            work_dir=str(tmp_path / name),
+            train_dataloader=dict(
+                batch_size=4, num_workers=0, dataset=Images(),
+                collate_fn=dict(type='default_collate'),
+                sampler=dict(type='DefaultSampler', shuffle=False),
+            ),
+            train_cfg=dict(by_epoch=False, max_iters=iterations),
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-2)),
+            param_scheduler=dict(type='CosineAnnealingLR', by_epoch=False, T_max=4),
+            default_hooks=dict(
+                logger=dict(type='LoggerHook', interval=1),
+                checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2),
+            ),
+            randomness=dict(seed=0),
+            default_scope='mmpretrain',
+            experiment_name=f'{tmp_path.name}-{name}-{iterations}',
+            load_from=resume_from,
+            resume=resume_from is not None,
+        )
+        runner.train()
+        return runner
+
+    return run
+
+
+@needs_weights_only
+def test_upstream_cannot_read_its_own_checkpoint(
+    bare_torch: None, train: Callable[..., Runner], tmp_path: Path
+) -> None:
+    """The day this fails, the allow-list can go."""
+    train('stock', 2)
+    with pytest.raises(pickle.UnpicklingError, match='Weights only load failed'):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'stock' / 'iter_2.pth'), 'cpu')
+
+
+def test_resume_continues_the_same_training(
+    bare_torch: None, train: Callable[..., Runner], tmp_path: Path
+) -> None:
+    """Iteration, schedule, optimizer state and log history come back; the weights follow."""
+    compat.allow_own_checkpoints()
+    whole = train('whole', 4)
+    saved = torch.load(tmp_path / 'whole' / 'iter_2.pth')
+    resumed = train('resumed', 2, resume_from=str(tmp_path / 'whole' / 'iter_2.pth'))
+    assert resumed.iter == 2
+    for name, value in resumed.model.state_dict().items():
+        torch.testing.assert_close(value, saved['state_dict'][name], rtol=0, atol=0)
+    old, new = (r.message_hub.log_scalars['train/loss'].data[0] for r in (whole, resumed))
+    np.testing.assert_array_equal(new, old[:2])
+    continued = train('continued', 4, resume_from=str(tmp_path / 'whole' / 'iter_2.pth'))
+    assert continued.iter == 4
+    lrs = [r.message_hub.log_scalars['train/lr'].data[0] for r in (whole, continued)]
+    np.testing.assert_allclose(lrs[1], lrs[0])
+    step = next(iter(continued.optim_wrapper.optimizer.state.values()))['step']
+    assert int(step) == 4
+
+
+@pytest.mark.parametrize('value', [
+    HistoryBuffer([1.0, 2.0], [1, 1]),
+    np.arange(6, dtype=np.int32).reshape(2, 3),
+    np.array([True, False]),
+    np.float32(1.5),
+    np.int64(7),
+], ids=lambda value: f'{type(value).__name__}')
+def test_what_a_run_may_hold_comes_back(bare_torch: None, tmp_path: Path, value: Any) -> None:
+    compat.allow_own_checkpoints()
+    torch.save({'value': value}, tmp_path / 'x.pth')
+    loaded = torch.load(tmp_path / 'x.pth', weights_only=True)['value']
+    assert type(loaded) is type(value)
+    if isinstance(value, HistoryBuffer):
+        assert loaded.mean() == 1.5 and loaded.statistics('max') == 2.0
+    else:
+        np.testing.assert_array_equal(loaded, value)
+        assert loaded.dtype == value.dtype
+
+
+class Call:
+    """Pickles as a call of ``function(*args)``."""
+
+    def __init__(self, function: Callable, *args: Any) -> None:
+        self.function, self.args = function, args
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return self.function, self.args
+
+
+@needs_weights_only
+@pytest.mark.parametrize('payload', [
+    Call(os.system, 'exit 1'),
+    Call(eval, '1 + 1'),
+    Call(getattr, np.ndarray, 'tofile'),
+    Call(getattr, HistoryBuffer, '__init__'),
+    Call(getattr, HistoryBuffer, 'register_statistics'),
+    Call(getattr, torch.Tensor, '__class__'),
+    Call(np.load, 'somewhere.npy'),
+], ids=['system', 'eval', 'ndarray.tofile', '__init__', 'register', '__class__', 'np.load'])
+def test_foreign_code_is_still_refused(bare_torch: None, tmp_path: Path, payload: Call) -> None:
+    compat.allow_own_checkpoints()
+    torch.save({'state_dict': {}, 'message_hub': payload}, tmp_path / 'evil.pth')
+    with pytest.raises((pickle.UnpicklingError, ValueError)):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'evil.pth'), 'cpu')
+
+
+@needs_weights_only
+def test_a_method_of_history_buffer_cannot_be_called(bare_torch: None, tmp_path: Path) -> None:
+    """What the stand-in returns is data in the file, not something that it may execute."""
+    compat.allow_own_checkpoints()
+
+    class Chain:
+        def __reduce__(self) -> tuple[Callable, tuple]:
+            return HistoryBuffer.mean, (HistoryBuffer([1.0], [1]),)
+
+    torch.save(Chain(), tmp_path / 'chain.pth')
+    with pytest.raises(pickle.UnpicklingError, match='reduce for unrecognized function'):
+        torch.load(tmp_path / 'chain.pth', weights_only=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='the patch is for machines without CUDA')
+def test_pytorch_launcher_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmengine_dist, '_init_dist_pytorch', mmengine_dist._init_dist_pytorch)
+    compat.apply()
+    ports = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT='29611')
+    for key, value in dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', **ports).items():
+        monkeypatch.setenv(key, value)
+    mmengine_dist.init_dist('pytorch', backend='gloo')
+    try:
+        assert torch.distributed.get_backend() == 'gloo'
+        assert mmengine_dist.get_world_size() == 1
+    finally:
+        torch.distributed.destroy_process_group()
