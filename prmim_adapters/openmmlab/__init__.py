@@ -4,6 +4,8 @@
 custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)
 """
 
-from . import knn, prmim
+from . import compat, knn, prmim
 
-__all__ = ['knn', 'prmim']
+compat.apply()
+
+__all__ = ['compat', 'knn', 'prmim']
