@@ -1,0 +1,47 @@
+# make pretrain   from nothing: environment, demo tiles, training on the CPU, cost table, picture
+# make test       from nothing: environment, tests
+# make check      lint, spelling, types, import direction, documentation
+# make clean      removes what the others made
+#
+# With PYTHON=/path/to/python, an environment that has everything is used as it is.
+
+CONFIG := configs/mmpretrain/_demo_/mae_prmim_demo.py
+WORK := work_dirs/mae_prmim_demo
+
+ifneq ($(origin PYTHON),command line)
+PYTHON := .venv/bin/python
+environment := .venv/installed
+endif
+BASE_PYTHON ?= python3
+bin := $(dir $(or $(shell command -v $(PYTHON)),$(PYTHON)))
+export PATH := $(abspath $(bin)):$(PATH)
+
+.PHONY: pretrain test check clean
+
+pretrain: $(environment) data/demo/done
+	mim train mmpretrain $(CONFIG) --work-dir $(WORK)
+	prmim cost $(CONFIG)
+	prmim show $(CONFIG) $$(cat $(WORK)/last_checkpoint) data/demo/val/*/256_064_*.png \
+		--out $(WORK)/reconstruction.png
+
+test: $(environment)
+	python -m pytest
+
+check: $(environment)
+	ruff check .
+	codespell
+	mypy
+	lint-imports
+	python tools/check_docs.py
+
+data/demo/done: prmim_adapters/demo_data.py | $(environment)
+	python -m prmim_adapters.demo_data data/demo
+	touch $@
+
+.venv/installed: setup.cfg pyproject.toml requirements/constraints.txt
+	test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -c requirements/constraints.txt -e '.[test,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv data/demo $(WORK)
