@@ -62,11 +62,6 @@ class Adapter(ABC):
         """Prefix tokens (cls, registers) before the patch tokens in the heavy network."""
         return 0
 
-    @classmethod
-    def needs_guests(cls, partial: PartialReconstruction) -> bool:
-        """Whether the guests change: by default only when the loss weighs tokens differently."""
-        return not partial.supervises_thrown or partial.thrown_weight != 1.0
-
 
 def patch_grid(image_size: Grid, patch_size: Grid, where: str) -> Grid:
     """(H, W) in tokens of an image of ``image_size`` pixels.
@@ -139,7 +134,7 @@ def attach(
         stop_gradient=stop_gradient,
         max_masked_share=max_masked_share,
     )
-    paths = (adapter.host, *(adapter.guests if adapter.needs_guests(partial) else ()))
+    paths = (adapter.host, *adapter.guests)
     changes = {path: _subclass(adapter, model, path) for path in paths}
     originals = {path: type(model.get_submodule(path)) for path in paths}
     for path, changed in changes.items():

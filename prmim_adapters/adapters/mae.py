@@ -2,14 +2,12 @@
 """MAE and its relatives in mmpretrain: MAE (ViT, HiViT), MFF, EVA.
 
 Modifications:
-* ``MAEPretrainDecoder.forward`` runs its blocks on prefix + visible + kept tokens, and its
-  prediction layer on masked tokens. Predictions at visible positions are zeros; the framework's
-  loss never reads them.
+* ``MAEPretrainDecoder.forward`` runs its blocks on prefix + visible + kept tokens, its prediction
+  layer on supervised tokens, and returns those rows only.
+* The heads hand target and mask at the same rows to the framework's own loss module.
 * With a backbone that emits no cls token (HiViT) no prefix is assumed. Upstream takes the first
   visible token for the cls token there, which shifts every visible token by one position; this
   adapter puts each token at its own position, so ratio 0 does not reproduce upstream for HiViT.
-* The heads change only when thrown tokens carry no loss, or another weight: they then hand a
-  weighted mask to the framework's own loss module.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import torch
 from mmpretrain.models import HiViT, MAEPretrainDecoder, MAEPretrainHead, MIMHead
 from torch import Tensor
 
-from ..core import PartialReconstruction, scatter_tokens, table_rows
+from ..core import PartialReconstruction, table_rows
 from ..core.partition import Grid
 from .base import Adapter, patch_grid
 from .registry import ADAPTERS
@@ -41,7 +39,7 @@ class PRMAEPretrainDecoder(MAEPretrainDecoder):
                 masked.
 
         Returns:
-            (B, L, D) predictions, zeros at positions without loss.
+            (B, n, D) predictions at the supervised positions: kept, then thrown.
         """
         prefix, length = self.partial.num_prefix, ids_restore.shape[1]
         num_visible = x.shape[1] - prefix
@@ -60,27 +58,33 @@ class PRMAEPretrainDecoder(MAEPretrainDecoder):
             x = block(x)
         features = self.decoder_norm(x)[:, prefix:]
         masked = self.partial.reconstruct(partition, features, queries)
-        return scatter_tokens(
-            self.decoder_pred(masked), self.partial.supervised(partition), length
-        )
+        return self.decoder_pred(masked)
 
 
-class _WeightedMask:
-    """Head whose loss module sees the weighted mask."""
+class PRMAEPretrainHead(MAEPretrainHead):
+    """MAE head that compares supervised tokens only."""
 
     partial: PartialReconstruction
 
+    def construct_target(self, target: Tensor) -> Tensor:
+        """Patches (B, n, D) at the supervised positions."""
+        return self.partial.at_supervised(super().construct_target(target))
+
     def loss(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """The framework's loss under the weighted mask; shapes as upstream."""
-        return super().loss(pred, target, self.partial.loss_mask(mask))  # type: ignore[misc]
+        """Upstream's loss: pred (B, n, D), target (B, C, H, W) image, mask (B, L)."""
+        mask = self.partial.at_supervised(self.partial.loss_mask(mask))
+        return super().loss(pred, target, mask)
 
 
-class PRMAEPretrainHead(_WeightedMask, MAEPretrainHead):
-    """MAE head for plain partial reconstruction and weighted thrown tokens."""
-
-
-class PRMIMHead(_WeightedMask, MIMHead):
+class PRMIMHead(MIMHead):
     """The same for feature targets (EVA)."""
+
+    partial: PartialReconstruction
+
+    def loss(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Upstream's loss: pred (B, n, D), target (B, L, D), mask (B, L)."""
+        mask = self.partial.at_supervised(self.partial.loss_mask(mask))
+        return super().loss(pred, self.partial.at_supervised(target), mask)
 
 
 @ADAPTERS.register_module(framework='mmpretrain.models.selfsup.mae.MAE')

@@ -17,7 +17,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .partition import Grid, TokenPartition, gather_tokens, scatter_tokens, table_rows
 
@@ -129,17 +128,11 @@ class Nearest(nn.Module):
         features, positions = _select(self.sources, features, partition)
         index, _ = nearest_sources(partition.thrown, positions, self.grid, self.neighbours)
         cell = self._cell(partition.thrown, positions, index)
-        # The gathered copies are (B, T, C) per neighbour: made again in backward, not stored.
-        total = checkpoint(self._sum, features, index, cell, use_reentrant=False)
-        return self.norm(total)
-
-    def _sum(self, features: Tensor, index: Tensor, cell: Tensor) -> Tensor:
-        total: Tensor | float = 0.0
-        for near, offset in zip(index.unbind(-1), cell.unbind(-1)):
-            weight = table_rows(self.weight, offset)
-            total = total + weight * gather_tokens(features, near) + table_rows(self.offset, offset)
-        assert isinstance(total, Tensor)
-        return total / index.shape[-1]
+        total = features.new_zeros(*partition.thrown.shape, features.shape[-1])
+        for near, offset in zip(index.unbind(-1), cell.unbind(-1), strict=True):
+            weighted = table_rows(self.weight, offset) * gather_tokens(features, near)
+            total = total + weighted + table_rows(self.offset, offset)
+        return self.norm(total / index.shape[-1])
 
     def _cell(self, thrown: Tensor, positions: Tensor, index: Tensor) -> Tensor:
         """(B, T, k) int64: row of the weight table for each neighbour's offset."""

@@ -18,8 +18,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .partition import Grid, Sampler, TokenPartition, partition_tokens
+from .partition import Grid, Sampler, TokenPartition, gather_tokens, partition_tokens
 from .sampling import squared_distance_to
 
 
@@ -60,6 +61,7 @@ class PartialReconstruction(nn.Module):
         self.stop_gradient = stop_gradient
         self.max_masked_share = max_masked_share
         self.thrown: Tensor | None = None
+        self.supervised_index: Tensor | None = None
 
     @property
     def num_thrown(self) -> int:
@@ -90,7 +92,7 @@ class PartialReconstruction(nn.Module):
         partition = partition_tokens(mask, num_thrown, self.grid, self.sampler, num_masked)
         if len(self.aggregators) > 1:
             partition = _nearest_first(partition)
-        self.thrown = partition.thrown
+        self.thrown, self.supervised_index = partition.thrown, self.supervised(partition)
         return partition
 
     def reconstruct(self, partition: TokenPartition, features: Tensor, queries: Tensor) -> Tensor:
@@ -120,7 +122,8 @@ class PartialReconstruction(nn.Module):
             self.aggregators, partition.thrown.tensor_split(stages, dim=1), strict=True
         ):
             stage = replace(partition, kept=kept, thrown=thrown)
-            done.append(aggregator(known, stage, queries))
+            # Made again in backward: a stage costs little to run and much to store.
+            done.append(checkpoint(aggregator, known, stage, queries, use_reentrant=False))
             if len(done) < stages:
                 kept, known = torch.cat((kept, thrown), 1), torch.cat((known, done[-1]), 1)
         return done
@@ -129,8 +132,15 @@ class PartialReconstruction(nn.Module):
         """(B, n) int64 positions whose prediction the loss needs: kept, then thrown."""
         return partition.masked if self.supervises_thrown else partition.kept
 
+    def at_supervised(self, values: Tensor) -> Tensor:
+        """Values (B, L, D) or (B, L) at the supervised positions of the last :meth:`split`."""
+        assert self.supervised_index is not None, 'split() comes first'
+        if values.dim() == 2:
+            return values.gather(1, self.supervised_index)
+        return gather_tokens(values, self.supervised_index)
+
     def loss_mask(self, mask: Tensor) -> Tensor:
-        """The mask (B, L) that the framework's loss sees after the last :meth:`split`.
+        """The mask (B, L) for the framework's loss after the last :meth:`split`.
 
         The framework's own one, unless thrown tokens weigh differently.
         """
