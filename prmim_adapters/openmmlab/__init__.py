@@ -4,8 +4,8 @@
 custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)
 """
 
-from . import compat, knn, prmim
+from . import compat, device_dataset, knn, prmim
 
 compat.apply()
 
-__all__ = ['compat', 'knn', 'prmim']
+__all__ = ['compat', 'device_dataset', 'knn', 'prmim']

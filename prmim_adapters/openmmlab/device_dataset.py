@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fast path for small images: the data set in memory as uint8, augmentation on the device.
+
+At 32 px decoding and cropping on CPU workers take longer than the training step of a small model.
+:class:`InMemoryImages` decodes an ordinary mmpretrain data set once, :func:`ready_batch` spares
+the collation, and :class:`DeviceAugment` crops, flips and masks a whole batch where the model
+runs, every image with a crop of its own::
+
+    train_dataloader = dict(
+        dataset=dict(type='InMemoryImages', dataset=dict(type='CIFAR10', ...)),
+        collate_fn=dict(type='ready_batch'), num_workers=0, ...)
+    data_preprocessor = dict(
+        type='DeviceAugment', mean=..., std=..., to_rgb=True,
+        augment=[dict(type='BatchRandomResizedCrop', size=32, scale=(0.2, 1.0))])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.registry import FUNCTIONS
+from mmpretrain.models import SelfSupDataPreprocessor
+from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+
+@DATASETS.register_module()
+class InMemoryImages(Dataset):
+    """All images of an mmpretrain data set as one uint8 tensor.
+
+    Args:
+        dataset: config of any mmpretrain classification data set. Its ``pipeline`` must end in
+            ``img`` arrays (H, W, 3) of one size: ``[dict(type='LoadImageFromFile')]`` when the
+            files have that size already, with a resize and a centre crop otherwise.
+        per_class: number of images to take of each class, in the data set's order; None = all.
+
+    Raises:
+        ValueError: The images differ in size, or a class has fewer images than ``per_class``.
+    """
+
+    def __init__(self, dataset: dict[str, Any], per_class: int | None = None) -> None:
+        source = DATASETS.build(dataset)
+        labels = np.asarray([source.get_data_info(i)['gt_label'] for i in range(len(source))])
+        chosen = np.arange(len(labels)) if per_class is None else first_of_each(labels, per_class)
+        self.images = _stack([source[int(i)]['img'] for i in chosen])
+        self.labels = torch.from_numpy(labels[chosen]).long()
+        self.metainfo = dict(source.metainfo)
+        self._samples = [DataSample().set_gt_label(label) for label in self.labels]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(inputs=self.images[index], data_samples=self._samples[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """A whole batch: inputs (B, 3, H, W) uint8 and a list of B data samples."""
+        return dict(
+            inputs=self.images[torch.as_tensor(indices)],
+            data_samples=[self._samples[index] for index in indices],
+        )
+
+
+@FUNCTIONS.register_module()
+def ready_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    """The ``collate_fn`` of :class:`InMemoryImages`, whose batches arrive collated."""
+    return batch
+
+
+def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
+    """Indices, ascending, of the first ``count`` images of every class.
+
+    Raises:
+        ValueError: A class has fewer.
+    """
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    smallest = min(len(indices) for indices in classes)
+    if smallest < count:
+        raise ValueError(
+            f'per_class={count}, but one class has {smallest} images: ask for at most {smallest}'
+        )
+    return np.sort(np.concatenate([indices[:count] for indices in classes]))
+
+
+def _stack(images: list[np.ndarray]) -> Tensor:
+    """Arrays (H, W, 3) -> tensor (N, 3, H, W)."""
+    sizes = {image.shape for image in images}
+    if len(sizes) > 1:
+        raise ValueError(
+            f'images of different sizes {sorted(sizes)[:3]}: add a resize and a centre crop to the '
+            "data set's pipeline"
+        )
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+@MODELS.register_module()
+class DeviceAugment(SelfSupDataPreprocessor):
+    """mmpretrain's preprocessor with augmentation and masks made on the model's device.
+
+    Args:
+        augment: modules applied in order to uint8 or float images (B, 3, H, W) in training: the
+            batched crops of this file, or any transform of ``torchvision.transforms.v2`` by name
+            (which draws one set of parameters for the whole batch).
+        mask_generator: an mmpretrain mask transform (``SimMIMMaskGenerator``,
+            ``BEiTMaskGenerator``) for frameworks that read ``data_samples[i].mask``.
+        **options: those of ``SelfSupDataPreprocessor``.
+    """
+
+    def __init__(
+        self,
+        augment: Sequence[dict[str, Any]] = (),
+        mask_generator: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.augment = nn.Sequential(*[_build_augmentation(config) for config in augment])
+        self.mask_generator = mask_generator and TRANSFORMS.build(mask_generator)
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Augment (in training), then normalise as mmpretrain does.
+
+        Args:
+            data: ``inputs`` (B, 3, H, W) and a list of B ``data_samples``.
+            training: whether to augment and to make masks.
+
+        Returns:
+            dict: ``inputs`` (B, 3, h, w) float and ``data_samples``.
+        """
+        images, samples = self.cast_data(data['inputs']), data['data_samples']
+        if training:
+            images = self.augment(images)
+            if self.mask_generator is not None:
+                samples = self._masked(samples)
+        result = super().forward(dict(inputs=images, data_samples=None), training)
+        return dict(inputs=result['inputs'], data_samples=samples)
+
+    def _masked(self, samples: Sequence[DataSample]) -> list[DataSample]:
+        """New data samples with masks, moved to the device in one transfer."""
+        masks = np.stack([self.mask_generator({})['mask'] for _ in samples])
+        on_device = torch.from_numpy(masks).to(self.device)
+        return [DataSample().set_mask(mask) for mask in on_device]
+
+
+class BatchCrop(nn.Module):
+    """Crop, resize and perhaps flip every image of a batch on its own, by two matrix products.
+
+    Resampling is separable, so each image needs a row and a column matrix, and a batch of crops
+    of different sizes is two batched products.
+
+    Args:
+        size: side of the result in pixels.
+        flip: probability of a horizontal flip.
+        interpolation: 'bilinear' or 'bicubic', antialiased, as Pillow and torchvision resample.
+    """
+
+    def __init__(self, size: int, flip: float = 0.5, interpolation: str = 'bicubic') -> None:
+        super().__init__()
+        if interpolation not in FILTERS:
+            raise ValueError(
+                f'interpolation {interpolation!r}: choose one of {", ".join(sorted(FILTERS))}'
+            )
+        self.size, self.flip, self.interpolation = size, flip, interpolation
+
+    def boxes(self, count: int, height: int, width: int) -> Tensor:
+        """(count, 4) float: top, left, height and width of every image's crop, in pixels."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W), values 0..255 -> (B, C, size, size) float32, rounded to whole values."""
+        height, width = images.shape[-2:]
+        # Drawn on the CPU: the same seed gives the same crops on every device.
+        boxes = self.boxes(len(images), height, width)
+        flip = torch.rand(len(images)) < self.flip
+        rows = resize_matrix(boxes[:, 0], boxes[:, 2], self.size, height, self.interpolation)
+        columns = resize_matrix(boxes[:, 1], boxes[:, 3], self.size, width, self.interpolation)
+        columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+        rows, columns = rows.to(images.device), columns.to(images.device)
+        result = rows[:, None] @ images.float() @ columns[:, None].mT
+        return result.round().clamp(0, 255)
+
+
+class BatchRandomResizedCrop(BatchCrop):
+    """Random area and aspect ratio, as torchvision's and mmpretrain's ``RandomResizedCrop``.
+
+    Args:
+        size, flip, interpolation: see :class:`BatchCrop`.
+        scale: range of the crop's area, as a share of the image's.
+        ratio: range of width / height.
+        attempts: draws before the largest centre crop of an allowed ratio is taken.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        attempts: int = 10,
+        **options: Any,
+    ) -> None:
+        super().__init__(size, **options)
+        self.scale, self.ratio, self.attempts = scale, ratio, attempts
+
+    def boxes(self, count: int, height: int, width: int) -> Tensor:
+        """Crop boxes; see :class:`BatchCrop`."""
+        draws = (count, self.attempts)
+        area = height * width * torch.empty(draws).uniform_(*self.scale)
+        low, high = np.log(self.ratio)
+        ratio = torch.empty(draws).uniform_(low, high).exp()
+        w, h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+        valid = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        first = valid.int().argmax(dim=1, keepdim=True)
+        found = valid.any(dim=1)
+        fallback_h, fallback_w = self._largest(height, width)
+        h = torch.where(found, h.gather(1, first).squeeze(1), torch.tensor(float(fallback_h)))
+        w = torch.where(found, w.gather(1, first).squeeze(1), torch.tensor(float(fallback_w)))
+        place = torch.where(found[:, None], torch.rand(count, 2), torch.tensor(0.5))
+        top = (place[:, 0] * (height - h + 1)).floor()
+        left = (place[:, 1] * (width - w + 1)).floor()
+        return torch.stack([top, left, h, w], dim=1)
+
+    def _largest(self, height: int, width: int) -> tuple[int, int]:
+        if width / height < self.ratio[0]:
+            return round(width / self.ratio[0]), width
+        if width / height > self.ratio[1]:
+            return height, round(height * self.ratio[1])
+        return height, width
+
+
+class BatchRandomCrop(BatchCrop):
+    """A crop of the full side after zero padding: the usual weak augmentation of CIFAR-10.
+
+    Args:
+        size, flip: see :class:`BatchCrop`.
+        padding: pixels added on each side.
+    """
+
+    def __init__(self, size: int, padding: int = 4, flip: float = 0.5) -> None:
+        super().__init__(size, flip=flip, interpolation='bilinear')
+        self.padding = padding
+
+    def boxes(self, count: int, height: int, width: int) -> Tensor:
+        """Crop boxes, partly outside the image; see :class:`BatchCrop`."""
+        free = torch.tensor([height, width]) + 2 * self.padding - self.size + 1
+        corner = (torch.rand(count, 2) * free).floor() - self.padding
+        return torch.cat([corner, torch.full((count, 2), float(self.size))], dim=1)
+
+
+def _triangle(x: Tensor) -> Tensor:
+    return (1 - x.abs()).clamp(min=0)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' cubic convolution with a = -0.5, the one of Pillow."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+FILTERS = {'bilinear': _triangle, 'bicubic': _cubic}
+
+
+def resize_matrix(
+    start: Tensor, length: Tensor, size: int, full: int, interpolation: str
+) -> Tensor:
+    """Matrices that resample ``length`` pixels from ``start`` on to ``size`` pixels.
+
+    Args:
+        start: (B,) first pixel of the crop; outside the image counts as zeros.
+        length: (B,) pixels in the crop.
+        size: pixels in the result.
+        full: pixels of the whole image side.
+        interpolation: key of ``FILTERS``.
+
+    Returns:
+        Tensor: (B, size, full); each row sums to 1, or to 0 in the padding.
+    """
+    scale = (length / size)[:, None, None]
+    stretch = scale.clamp(min=1)  # widen the filter when shrinking: antialiasing
+    centre = start[:, None, None] + (torch.arange(size)[:, None] + 0.5) * scale
+    pixel = torch.arange(full) + 0.5
+    weight = FILTERS[interpolation]((pixel - centre) / stretch)
+    end = (start + length)[:, None, None]
+    weight = weight * ((pixel > start[:, None, None]) & (pixel < end))
+    total = weight.sum(dim=2, keepdim=True)
+    return torch.where(total.abs() > 1e-6, weight / total, torch.zeros_like(weight))
+
+
+def _build_augmentation(config: dict[str, Any]) -> nn.Module:
+    """A module of this file, or of torchvision's v2, from its config.
+
+    Raises:
+        ValueError: No such name.
+    """
+    own = {cls.__name__: cls for cls in (BatchRandomResizedCrop, BatchRandomCrop)}
+    options = dict(config)
+    name = options.pop('type')
+    cls = own.get(name) or getattr(v2, name, None)
+    if cls is None:
+        raise ValueError(
+            f'augmentation {name!r}: choose {", ".join(own)} or a transform of '
+            'torchvision.transforms.v2'
+        )
+    return cls(**options)
