@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed Swin against mmpretrain's dense one, with thrown keys masked there by other means."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmpretrain.models.selfsup.simmim import SimMIMSwinTransformer
+from mmpretrain.models.utils import ShiftWindowMSA
+
+from prmim_adapters.adapters import packed_swin
+
+ARCH = {'embed_dims': 16, 'depths': [2, 2, 2, 2], 'num_heads': [1, 2, 4, 8]}
+
+
+def swin(window=6, size=192, **options):
+    torch.manual_seed(0)
+    model = SimMIMSwinTransformer(
+        arch=ARCH,
+        img_size=size,
+        stage_cfgs={'block_cfgs': {'window_size': window}},
+        drop_path_rate=options.pop('drop_path_rate', 0.0),
+        **options,
+    )
+    for name, parameter in model.named_parameters():  # far from the symmetric initialisation
+        scale = 0.5 if 'bias_table' in name else 0.1
+        torch.nn.init.normal_(parameter, 1.0 if name.endswith('norm1.weight') else 0.0, scale)
+    return model
+
+
+class DenseMasked(ShiftWindowMSA):
+    """The stock attention; keys where ``absent`` (B, H, W) is True get -1e4."""
+
+    def get_attn_mask(self, hw_shape, window_size, shift_size, device=None):
+        absent = self.absent.float()
+        height, width = absent.shape[1:]
+        absent = F.pad(absent, (0, hw_shape[1] - width, 0, hw_shape[0] - height))
+        absent = absent.roll((-shift_size, -shift_size), (1, 2))[..., None]
+        keys = self.window_partition(absent, window_size).flatten(1)
+        mask = keys[:, None, :] * -1e4
+        region = super().get_attn_mask(hw_shape, window_size, shift_size, device)
+        if region is not None:
+            mask = mask + region.repeat(absent.shape[0], 1, 1)
+        return mask.expand(-1, window_size**2, -1)
+
+
+def dense(model, images, mask, thrown):
+    """Stock forward with thrown units' keys masked; thrown (B, h, w) bool on the unit grid."""
+    model = copy.deepcopy(model)
+    for stage, side in zip(model.stages, (8, 4, 2, 1), strict=True):
+        for block in stage.blocks:
+            block.attn.__class__ = DenseMasked
+            block.attn.absent = thrown.repeat_interleave(side, 1).repeat_interleave(side, 2)
+    return model, model(images, mask)[0].flatten(2).transpose(1, 2)
+
+
+def packed(model, images, units_masked, units, num_visible):
+    """Packed forward; ``units`` (B, U), visible ones first."""
+    grid = tuple(units_masked.shape[1:])
+    visible = packed_swin.embed_units(model, images, units[:, :num_visible], grid)
+    kept = units.shape[1] - num_visible
+    tokens = model.mask_token.expand(images.shape[0], kept * 64, -1).to(visible.dtype)
+    return packed_swin.packed_stages(model, torch.cat((visible, tokens), 1), units, grid)
+
+
+@pytest.fixture
+def batch():
+    return make_batch((6, 6), num_masked=22, num_thrown=18)
+
+
+def make_batch(grid, num_masked, num_thrown, batch=2):
+    """Images, token mask, masked and thrown units, present units with visible ones first."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(batch, 3, grid[0] * 32, grid[1] * 32, generator=generator)
+    order = torch.rand(batch, grid[0] * grid[1], generator=generator).argsort(1)
+    masked = torch.zeros_like(order).scatter(1, order[:, :num_masked], 1).unflatten(1, grid)
+    thrown = torch.zeros_like(order).scatter(1, order[:, :num_thrown], 1).unflatten(1, grid)
+    mask = masked.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    units = torch.cat((order[:, num_masked:], order[:, num_thrown:num_masked]), 1)
+    return images, mask, masked, thrown.bool(), units
+
+
+def run_both(model, batch):
+    images, mask, masked, thrown, units = batch
+    reference, expected = dense(model, images, mask, thrown)
+    found = packed(model, images, masked, units, int((masked[0] == 0).sum()))
+    expected = expected.gather(1, units[..., None].expand(-1, -1, expected.shape[-1]))
+    return reference, expected, found
+
+
+CASES = {
+    'window 6, as SimMIM Swin-B': ((6, 6), {}),
+    'window 12, padded, as SimMIM Swin-L': ((6, 6), {'window': 12, 'pad_small_map': True}),
+    'window 7 pads every map': ((6, 6), {'window': 7, 'pad_small_map': True}),
+    'wide image': ((4, 6), {'window': 4, 'size': (128, 192)}),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('num_thrown', [0, 10])
+def test_equals_the_dense_network_with_thrown_keys_masked(case, num_thrown):
+    grid, options = CASES[case]
+    model = swin(**options)
+    reference, expected, found = run_both(model, make_batch(grid, 14, num_thrown))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+    weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+    (expected * weight).sum().backward()
+    (found * weight).sum().backward()
+    for (name, mine), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_all_units_equal_the_stock_backbone(batch):
+    model = swin()
+    images, mask, masked, _, _ = batch
+    units = masked.flatten(1).argsort(dim=1, stable=True)
+    (stock,) = model(images, mask)
+    found = packed(model, images, masked, units, 14)
+    expected = stock.flatten(2).transpose(1, 2)
+    expected = expected.gather(1, units[..., None].expand(-1, -1, expected.shape[-1]))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_thrown_keys_matter(batch):
+    """Guard of the reference: masking thrown keys changes the dense network's output."""
+    model = swin()
+    images, mask, _, thrown, units = batch
+    _, masked_out = dense(model, images, mask, thrown)
+    stock = model(images, mask)[0].flatten(2).transpose(1, 2)
+    assert (masked_out - stock)[0, units[0]].abs().max() > 0.01
+
+
+def test_drop_path_draws_as_the_dense_network(batch):
+    model = swin(drop_path_rate=0.5)
+    images, mask, masked, thrown, units = batch
+    torch.manual_seed(3)
+    _, expected = dense(model, images, mask, thrown)
+    torch.manual_seed(3)
+    found = packed(model, images, masked, units, 14)
+    expected = expected.gather(1, units[..., None].expand(-1, -1, expected.shape[-1]))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.manual_seed(4)
+    assert not torch.allclose(packed(model, images, masked, units, 14), found)
+
+
+def test_checkpointing_changes_no_number(batch):
+    images, _, masked, _, units = batch
+    outputs, gradients = [], []
+    for with_cp in (False, True):
+        model = swin(with_cp=with_cp, drop_path_rate=0.3)
+        torch.manual_seed(5)
+        out = packed(model, images, masked, units, 14)
+        out.square().sum().backward()
+        outputs.append(out)
+        gradients.append([p.grad for p in model.parameters()])
+    assert torch.equal(*outputs)
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_attention_dropout_is_redrawn_alike_in_backward():
+    model = swin()
+    for stage in model.stages:
+        for block in stage.blocks:
+            block.attn.w_msa.attn_drop.p = 0.4
+    images, _, masked, _, units = make_batch((6, 6), 22, 18)
+    torch.manual_seed(6)
+    packed(model, images, masked, units, 14).sum().backward()
+    recomputed = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    torch.manual_seed(6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_swin, 'checkpoint', lambda f, *a, **_: f(*a))
+        packed(model, images, masked, units, 14).sum().backward()
+    for stored, parameter in zip(recomputed, model.parameters(), strict=True):
+        torch.testing.assert_close(stored, parameter.grad)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('whole_model', [False, True], ids=['autocast', 'converted'])
+def test_empty_windows_stay_finite(dtype, whole_model):
+    model = swin()
+    images, _, masked, _, _ = make_batch((6, 6), 22, 18)
+    units = torch.tensor([[0, 1, 6], [35, 34, 29]])  # one corner: most windows are empty
+    if whole_model:
+        model, images = model.to(dtype), images.to(dtype)
+    with torch.autocast('cpu', dtype, enabled=not whole_model and dtype != torch.float32):
+        out = packed(model, images, masked, units, 2)
+    out.float().square().sum().backward()
+    assert out.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_bf16_autocast_is_as_close_as_the_dense_network(batch):
+    model = swin()
+    _, exact, _ = run_both(model, batch)
+    with torch.autocast('cpu', torch.bfloat16):
+        _, expected, found = run_both(model, batch)
+    error = (expected - exact).abs().mean()
+    assert (found - exact).abs().mean() < 1.5 * error + 1e-6
+
+
+def test_stored_activations_follow_the_present_tokens(batch):
+    model = swin()
+    images, mask, masked, _, units = batch
+    stock = saved_bytes(lambda: model(images, mask)[0])
+    half = saved_bytes(lambda: packed(model, images, masked, units, 14))
+    third = saved_bytes(lambda: packed(model, images, masked, units[:, :12], 8))
+    assert half < 0.5 * stock
+    assert third < 0.75 * half
+
+
+def saved_bytes(function):
+    storages = {}
+
+    def keep(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        out = function()
+    assert out.requires_grad
+    return sum(t.untyped_storage().nbytes() for t in storages.values())
+
+
+def test_layouts_are_cached_and_usable_after_inference_mode(batch):
+    model = swin()
+    images, _, masked, _, units = batch
+    packed_swin.window_layout.cache_clear()
+    with torch.inference_mode():
+        packed(model, images, masked, units, 14)
+    misses = packed_swin.window_layout.cache_info().misses
+    packed(model, images, masked, units, 14).sum().backward()
+    assert packed_swin.window_layout.cache_info().misses == misses == 7  # 2 + 2 + 2 + 1 shifts
+
+
+def test_every_slot_is_used_once():
+    for side, window, shift in [(8, 6, 3), (4, 6, 0), (2, 7, 3), (1, 12, 6)]:
+        layout = packed_swin.window_layout((6, 6), side, window, shift, torch.device('cpu'))
+        used = layout.slots.flatten()
+        assert used.unique().numel() == used.numel() == (6 * side) ** 2
+        if layout.padding is not None:
+            assert not layout.padding[used].any()
+            assert int(layout.padding.sum()) == layout.num_slots - used.numel()
+
+
+def test_neighbouring_tokens_share_a_window():
+    """Window 6, no shift: token (6, 0) of the map starts the second row of windows."""
+    layout = packed_swin.window_layout((6, 6), 8, 6, 0, torch.device('cpu'))
+    slot = layout.slots.view(6, 6, 8, 8).transpose(1, 2).reshape(48, 48)
+    assert slot[0, :6].tolist() == list(range(6))
+    assert slot[6, 0] == 8 * 36
+    shifted = packed_swin.window_layout((6, 6), 8, 6, 3, torch.device('cpu'))
+    slot = shifted.slots.view(6, 6, 8, 8).transpose(1, 2).reshape(48, 48)
+    assert slot[3, 3] == 0
+    assert all(a + 1 == b for a, b in pairwise(slot[3, 3:9].tolist()))
+
+
+def test_refuses_what_cannot_run_packed():
+    with pytest.raises(ValueError, match=r'out_indices=\(2, 3\)'):
+        packed_swin.check_packable(swin(out_indices=(2, 3)))
+    with pytest.raises(ValueError, match='patch merging with kernel'):
+        packed_swin.check_packable(
+            SimMIMSwinTransformer(
+                arch=ARCH, img_size=192, stage_cfgs={'downsample_cfg': {'kernel_size': 3}}
+            )
+        )
+    model = swin(window=12)
+    images, _, masked, _, units = make_batch((6, 6), 22, 18)
+    with pytest.raises(ValueError, match='6x6 map is smaller than the window 12'):
+        packed(model, images, masked, units, 14)
