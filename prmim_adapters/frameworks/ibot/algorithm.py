@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""iBOT, image BERT pre-training with an online tokenizer (arXiv 2111.07832).
+
+Departures from the original training script, all without effect on the definition:
+
+* The student's head runs on the tokens whose logits the loss reads: class tokens and masked
+  patches. The original also projects unmasked patches and all patches of local crops.
+* The teacher is updated before the forward pass of the next step, as mmpretrain's MoCoV3 does it,
+  rather than after the optimizer's step; the momentum schedule is thereby one step ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.logging import MessageHub
+from mmpretrain.models import BaseSelfSupervisor
+from mmpretrain.models.utils import CosineEMA
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from .backbone import MaskedTokens
+
+
+class _Network(nn.Module):
+    """Backbone and neck of the student, or of the teacher: whole images to logits."""
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) to logits (N, K) of class tokens and (N, L, K) of patches."""
+        logits = self.neck(self.backbone(images)[-1])
+        return logits[:, 0], logits[:, 1:]
+
+
+class TeacherEMA(CosineEMA):
+    """``CosineEMA`` that keeps its first momentum where no Runner says how long training is."""
+
+    def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: int) -> None:
+        """Update one parameter of the teacher in place."""
+        if MessageHub.get_current_instance().get_info('max_iters') is None:
+            averaged_param.lerp_(source_param, self.momentum)
+        else:
+            super().avg_func(averaged_param, source_param, steps)
+
+
+@MODELS.register_module()
+class IBOT(BaseSelfSupervisor):
+    """iBOT with multi-crop.
+
+    Inputs are a list of crops, the global ones first; each data sample has a ``mask`` (G, h, w)
+    of its global crops (see ``MaskedMultiView``).
+
+    Args:
+        backbone (dict): ``IBOTViT``.
+        neck (dict): ``IBOTNeck``, the projection head that class and patch tokens share.
+        head (dict): ``IBOTHead``, losses and centres.
+        num_global_crops (int): G, crops that the teacher sees. Defaults to 2.
+        base_momentum (float): Share of the student in the teacher's update, falling to
+            ``end_momentum`` by a cosine. 0.004 is the original's momentum of 0.996.
+        end_momentum (float): Defaults to 0.
+        momentum_interval (int): Update the teacher every so many forward passes: the
+            ``accumulative_counts`` of the optim wrapper. Defaults to 1.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict,
+        head: dict,
+        num_global_crops: int = 2,
+        base_momentum: float = 0.004,
+        end_momentum: float = 0.0,
+        momentum_interval: int = 1,
+        pretrained: str | None = None,
+        data_preprocessor: dict | nn.Module | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            neck=neck,
+            head=head,
+            pretrained=pretrained,
+            data_preprocessor=data_preprocessor,
+            init_cfg=init_cfg,
+        )
+        self.num_global_crops = num_global_crops
+        self.teacher = TeacherEMA(
+            _Network(self.backbone, self.neck), base_momentum, end_momentum, momentum_interval
+        ).eval()
+
+    def train(self, mode: bool = True) -> IBOT:
+        """The teacher stays in evaluation mode: no stochastic depth."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def loss(
+        self, inputs: list[Tensor], data_samples: list[DataSample], **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Losses of one batch; in training mode teacher and centres move on.
+
+        Args:
+            inputs: V crops (B, 3, H, W), the G global ones first.
+            data_samples: B samples with ``mask`` (G, h, w), True = masked.
+            **kwargs: ignored.
+
+        Returns:
+            dict: 'loss_cls', 'loss_patch', and what is logged beside them.
+        """
+        if self.training:
+            self.teacher.update_parameters(_Network(self.backbone, self.neck))
+        steps = self.branches(inputs, data_samples)
+        teacher_cls, teacher_patch = steps['teacher']()
+        cls, patch, tokens = steps['student_globals']()
+        if 'student_locals' in steps:
+            cls = torch.cat((cls, steps['student_locals']()))
+        images = len(data_samples)
+        losses = self.head.loss(
+            cls.unflatten(0, (-1, images)),
+            patch,
+            teacher_cls.unflatten(0, (-1, images)),
+            teacher_patch,
+            tokens.rows,
+            tokens.weight,
+        )
+        return {**losses, **tokens.log}
+
+    def branches(
+        self, inputs: list[Tensor], data_samples: list[DataSample]
+    ) -> dict[str, Callable[[], Any]]:
+        """The three forward passes of a step, each ready to run (and to be counted) by itself.
+
+        Raises:
+            ValueError: there are fewer crops than ``num_global_crops``, or masks for another
+                number of crops.
+        """
+        crops = self.num_global_crops
+        found = data_samples[0].mask.shape[0]
+        if len(inputs) < max(crops, 2) or found != crops:
+            raise ValueError(
+                f'IBOT: {len(inputs)} crops and masks for {found}; num_global_crops={crops} needs '
+                f'at least {max(crops, 2)} crops and masks for {crops}. Use MaskedMultiView with '
+                'a mask generator in the views of the global crops, which come first'
+            )
+        images = torch.cat(inputs[:crops])
+        mask = torch.stack([sample.mask for sample in data_samples], dim=1).flatten(0, 1)
+        mask = mask.flatten(1).to(images.device, torch.bool)
+        steps: dict[str, Callable[[], Any]] = {
+            'teacher': partial(self.teach, images),
+            'student_globals': partial(self.project_globals, images, mask),
+        }
+        if len(inputs) > crops:
+            steps['student_locals'] = partial(self.project_locals, torch.cat(inputs[crops:]))
+        return steps
+
+    @torch.no_grad()
+    def teach(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's logits (N, K) of class tokens and (N, L, K) of patches, whole images."""
+        return self.teacher(images)
+
+    def project_globals(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, MaskedTokens]:
+        """The student's logits (N, K) of class tokens and (R, K) of masked patches."""
+        tokens = self.backbone(images, mask)
+        logits = self.neck(torch.cat((tokens.cls, tokens.patches)))
+        return *logits.split([len(tokens.cls), len(tokens.patches)]), tokens
+
+    def project_locals(self, images: Tensor) -> Tensor:
+        """The student's logits (N, K) of the class tokens of unmasked crops (N, 3, H, W)."""
+        return self.neck(self.backbone(images)[-1][:, 0])

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""iBOT's schedule in a real Runner."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import default_collate
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+
+from prmim_adapters.openmmlab.hooks_ibot import (
+    ClipEachGradHook,
+    FreezeLastLayerHook,
+    TeacherTempHook,
+)
+
+
+class Model(BaseModel):
+    """The names that the hooks look for, and a loss with known gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Module()
+        self.head.teacher_temp = self.head.teacher_patch_temp = None
+        self.neck = nn.Module()
+        self.neck.last_layer = nn.Linear(2, 1, bias=False)
+        self.backbone = nn.Linear(4, 1, bias=False)
+        nn.init.constant_(self.backbone.weight, 1.0)
+        nn.init.constant_(self.neck.last_layer.weight, 1.0)
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        # Gradients: 10 in each of 4 entries (norm 20); 0.5 in each of 2 entries.
+        return dict(loss=10 * self.backbone.weight.sum() + 0.5 * self.neck.last_layer.weight.sum())
+
+
+class Recorder(Hook):
+    def __init__(self):
+        self.epochs = []
+
+    def after_train_epoch(self, runner):
+        model = runner.model
+        self.epochs.append(
+            (
+                model.head.teacher_temp,
+                model.head.teacher_patch_temp,
+                model.backbone.weight[0, 0].item(),
+                model.neck.last_layer.weight[0, 0].item(),
+            )
+        )
+
+
+@pytest.fixture
+def train(tmp_path):
+    def run(*hooks, epochs, weight_decay=0.0):
+        recorder = Recorder()
+        data = [dict(inputs=torch.zeros(1)) for _ in range(2)]
+        runner = Runner(
+            model=Model(),
+            work_dir=str(tmp_path),
+            train_dataloader=dict(
+                batch_size=1,
+                dataset=data,
+                sampler=dict(type='DefaultSampler', shuffle=False),
+                collate_fn=default_collate,
+            ),
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=dict(
+                optimizer=dict(type='SGD', lr=0.01, weight_decay=weight_decay, momentum=0.5)
+            ),
+            custom_hooks=[*hooks, recorder],
+            default_hooks=dict(checkpoint=None),
+            default_scope='mmengine',
+            experiment_name=f'{tmp_path.name}-{len(hooks)}-{epochs}',
+            log_level='ERROR',
+        )
+        runner.train()
+        return np.array(recorder.epochs, dtype=float), runner
+
+    return run
+
+
+def test_temperatures_warm_up_linearly_by_epoch(train):
+    found, _ = train(TeacherTempHook((0.04, 0.07), (0.02, 0.1), warmup_epochs=4), epochs=6)
+    assert found[:, 0] == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.07, 0.07])
+    assert found[:, 1] == pytest.approx([*np.linspace(0.02, 0.1, 4), 0.1, 0.1])
+
+
+def test_no_warm_up_starts_at_the_last_temperature(train):
+    found, _ = train(TeacherTempHook(warmup_epochs=0), epochs=1)
+    assert found[0, :2] == pytest.approx([0.07, 0.07])
+
+
+def test_last_layer_is_frozen_in_the_first_epoch_even_against_weight_decay(train):
+    found, runner = train(FreezeLastLayerHook(epochs=1), epochs=2, weight_decay=0.1)
+    assert found[0, 3] == 1.0
+    assert found[1, 3] < 1.0
+    assert found[0, 2] < 1.0  # the rest trains from the start
+    assert runner.model.neck.last_layer.weight.requires_grad
+
+
+def test_each_gradient_is_clipped_by_itself(train):
+    plain, _ = train(epochs=1)
+    clipped, _ = train(ClipEachGradHook(max_norm=2.0), epochs=1)
+    # Two steps of SGD with momentum 0.5 and lr 0.01 move by 2.5 * 0.01 * gradient.
+    assert plain[0, 2:] == pytest.approx([1 - 0.025 * 10, 1 - 0.025 * 0.5])
+    assert clipped[0, 2:] == pytest.approx([1 - 0.025 * 1, 1 - 0.025 * 0.5], abs=1e-6)
+
+
+def test_the_optimizer_is_left_without_hooks(train):
+    _, runner = train(FreezeLastLayerHook(), ClipEachGradHook(), epochs=1)
+    assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
