@@ -11,6 +11,9 @@ from .registry import ADAPTERS, AGGREGATORS, SAMPLERS
 _LOCATIONS = {
     'mmpretrain.models.selfsup.mae.MAE': 'mae',
     'mmpretrain.models.selfsup.eva.EVA': 'mae',
+    'mmpretrain.models.selfsup.simmim.SimMIM': 'simmim',
+    'mmpretrain.models.selfsup.maskfeat.MaskFeat': 'maskfeat',
+    'mmpretrain.models.selfsup.beit.BEiT': 'beit',
 }
 for _framework, _module in _LOCATIONS.items():
     ADAPTERS.register_location(_framework, f'{__name__}.{_module}')

@@ -119,12 +119,15 @@ def embed_units(backbone: Any, images: Tensor, units: Tensor, grid: Grid) -> Ten
     Returns:
         (B, U * side * side, C) packed tokens.
     """
-    batch = images.shape[0]
-    tiles = images.unflatten(2, (grid[0], -1)).unflatten(4, (grid[1], -1))  # B, 3, h, p, w, q
-    tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # B, units, 3, p, q
-    image = torch.arange(batch, device=images.device)[:, None]
-    tokens, _ = backbone.patch_embed(tiles[image, units].flatten(0, 1))
-    return tokens.reshape(batch, -1, tokens.shape[-1])
+    image = torch.arange(images.shape[0], device=images.device)[:, None]
+    tokens, _ = backbone.patch_embed(tiles(images, grid)[image, units].flatten(0, 1))
+    return tokens.reshape(images.shape[0], -1, tokens.shape[-1])
+
+
+def tiles(image: Tensor, grid: Grid) -> Tensor:
+    """Cut (B, C, H, W) into (B, h * w, C, H / h, W / w); grid (h, w)."""
+    image = image.unflatten(2, (grid[0], -1)).unflatten(4, (grid[1], -1))
+    return image.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
 def packed_stages(backbone: Any, x: Tensor, units: Tensor, grid: Grid) -> Tensor:

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BEiT and BEiTv2 in mmpretrain, and the encoder that they share with SimMIM's ViT.
+
+Modifications:
+* ``BEiTPretrainViT.forward`` encodes cls + visible + kept tokens. The relative position bias is
+  gathered per image from the one table that all layers share.
+* ``BEiT.loss`` runs the neck (BEiTv2's two aggregation layers) on the same tokens, reconstructs
+  thrown features from the neck's outputs, and hands the framework's own head every masked token.
+* The head averages over tokens, so another weight for thrown ones is an average of its losses over
+  kept and over thrown tokens.
+* A relative position bias per layer (``use_rel_pos_bias=True``) is refused.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from mmpretrain.models.selfsup.beit import BEiT, BEiTPretrainViT
+from torch import Tensor
+
+from ..core import (
+    PartialReconstruction,
+    TokenPartition,
+    gather_tokens,
+    scatter_tokens,
+    sincos_positions,
+    table_rows,
+)
+from ..core.partition import Grid
+from .base import Adapter
+from .registry import ADAPTERS
+
+
+class Encoded(NamedTuple):
+    """What the encoder knows of one batch.
+
+    Attributes:
+        partition: of the batch.
+        queries: (L, C), mask token + position of every grid position.
+        bias: (B, heads, 1 + N, 1 + N) relative position bias of cls and present tokens, or None.
+        features: (B, 1 + N, C) of each stage in ``out_indices``.
+    """
+
+    partition: TokenPartition
+    queries: Tensor
+    bias: Tensor | None
+    features: tuple[Tensor, ...]
+
+
+def encode_present(backbone: Any, x: Tensor, mask: Tensor) -> Encoded:
+    """Encode cls + visible + kept tokens.
+
+    Args:
+        backbone: a BEiTPretrainViT with ``partial``.
+        x: images (B, 3, H, W).
+        mask: (B, H / patch, W / patch), 1 = masked.
+    """
+    partition = backbone.partial.split(mask.flatten(1).bool())
+    tokens, _ = backbone.patch_embed(x)
+    visible = gather_tokens(tokens, partition.visible)
+    kept = backbone.mask_token.expand(*partition.kept.shape, -1)
+    cls = backbone.cls_token.expand(x.shape[0], -1, -1)
+    # As upstream, autocast leaves the residual stream in the parameters' type.
+    tokens = torch.cat((cls, visible.to(cls.dtype), kept), dim=1)
+    positions = _positions(backbone)
+    if backbone.pos_embed is not None:
+        prefix = backbone.pos_embed[:, :1].expand(x.shape[0], -1, -1)
+        tokens = tokens + torch.cat((prefix, table_rows(positions, partition.present)), dim=1)
+    tokens = backbone.drop_after_pos(tokens)
+    bias = present_bias(backbone.rel_pos_bias, partition)
+    features = []
+    for i, layer in enumerate(backbone.layers):
+        tokens = layer(tokens, rel_pos_bias=bias)
+        if i == len(backbone.layers) - 1 and backbone.final_norm:
+            tokens = backbone.norm1(tokens)
+        if i in backbone.out_indices:
+            features.append(tokens)
+    return Encoded(partition, backbone.mask_token[0] + positions, bias, tuple(features))
+
+
+def present_bias(shared: Any | None, partition: TokenPartition) -> Tensor | None:
+    """Rows and columns of the shared relative position bias for cls and the present tokens.
+
+    Args:
+        shared: mmpretrain's ``RelativePositionBias``, or None.
+        partition: of the batch.
+
+    Returns:
+        (B, heads, 1 + N, 1 + N), or None.
+    """
+    if shared is None:
+        return None
+    tokens = torch.nn.functional.pad(partition.present + 1, (1, 0))  # cls is row 0
+    pairs = shared.relative_position_index[tokens[:, :, None], tokens[:, None, :]]
+    return table_rows(shared.relative_position_bias_table, pairs).permute(0, 3, 1, 2).contiguous()
+
+
+def check_relative_bias(backbone: Any) -> None:
+    """Refuse an encoder whose layers add a position bias of the full grid.
+
+    Raises:
+        ValueError: ``use_rel_pos_bias=True``.
+    """
+    if backbone.use_rel_pos_bias:
+        raise ValueError(
+            'use_rel_pos_bias=True: every layer adds a bias of the full grid, which does not fit '
+            'present tokens; pre-train with use_rel_pos_bias=False, use_shared_rel_pos_bias=True '
+            '(mmpretrain copies the shared bias into every layer for fine-tuning)'
+        )
+
+
+@lru_cache(maxsize=16)
+def fixed_positions(grid: Grid, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Cached :func:`~prmim_adapters.core.sincos_positions`, (H * W, width)."""
+    with torch.inference_mode(False):  # a cached inference tensor could not be used in training
+        return sincos_positions(grid, width).to(device, dtype)
+
+
+def _positions(backbone: Any) -> Tensor:
+    """(L, C): learned absolute positions, or fixed ones where the encoder has none."""
+    if backbone.pos_embed is not None:
+        return backbone.pos_embed[0, 1:]
+    token = backbone.mask_token
+    return fixed_positions(
+        tuple(backbone.patch_resolution), token.shape[-1], token.dtype, token.device
+    )
+
+
+class PRBEiTPretrainViT(BEiTPretrainViT):
+    """BEiT encoder on present tokens only."""
+
+    partial: PartialReconstruction
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Any:
+        """See :func:`encode_present`; without mask, upstream's features of the whole image."""
+        return super().forward(x, None) if mask is None else encode_present(self, x, mask)
+
+
+class PRBEiT(BEiT):
+    """BEiT v1 / v2 whose thrown features come from the light stage."""
+
+    partial: PartialReconstruction
+
+    def loss(
+        self, inputs: list[Tensor], data_samples: list[Any], **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Upstream's losses: inputs two views (B, 3, H, W), data samples with ``mask``."""
+        mask = torch.stack([sample.mask for sample in data_samples])
+        encoded = self.backbone(inputs[0], mask)
+        with torch.no_grad():
+            target = self.target_generator(inputs[1]).detach()
+        if self.with_neck:
+            heads = self.neck(encoded.features, rel_pos_bias=encoded.bias)
+            losses = self._head_losses(encoded, [self._rebuild(encoded, f) for f in heads], target)
+            return {'loss_1': losses[0], 'loss_2': losses[1]}
+        tokens = encoded.features[0]
+        rows = torch.cat((tokens[:, :1], self._rebuild(encoded, tokens[:, 1:])), dim=1)
+        return {'loss': self._head_losses(encoded, [rows], target)[0]}
+
+    def _rebuild(self, encoded: Encoded, features: Tensor) -> Tensor:
+        """(B, L, C): features at supervised positions, zeros elsewhere."""
+        partition = encoded.partition
+        rows = self.partial.reconstruct(partition, features, encoded.queries)
+        return scatter_tokens(rows, self.partial.supervised(partition), partition.length)
+
+    def _head_losses(
+        self, encoded: Encoded, features: list[Tensor], target: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The head's losses over supervised tokens, thrown ones at their weight."""
+        partition, weight = encoded.partition, self.partial.thrown_weight
+        if weight == 1.0 or not self.partial.supervises_thrown:
+            return self._head_loss_at(self.partial.supervised(partition), features, target)
+        kept = self._head_loss_at(partition.kept, features, target)
+        thrown = self._head_loss_at(partition.thrown, features, target)
+        share = weight * partition.thrown.shape[1]
+        share = share / (partition.kept.shape[1] + share)
+        return tuple(k + share * (t - k) for k, t in zip(kept, thrown, strict=True))
+
+    def _head_loss_at(
+        self, positions: Tensor, features: list[Tensor], target: Tensor
+    ) -> tuple[Tensor, ...]:
+        shape = (positions.shape[0], self.partial.grid[0] * self.partial.grid[1])
+        mask = torch.zeros(shape, dtype=torch.bool, device=positions.device)
+        mask = mask.scatter(1, positions, torch.ones_like(positions, dtype=torch.bool))
+        losses = self.head.loss(*features, target, mask)
+        return losses if isinstance(losses, tuple) else (losses,)
+
+
+@ADAPTERS.register_module(framework='mmpretrain.models.selfsup.beit.BEiT')
+class BEiTAdapter(Adapter):
+    """Seams: the encoder; the loss, which joins it to neck and head."""
+
+    classes = {BEiTPretrainViT: PRBEiTPretrainViT, BEiT: PRBEiT}
+    host = 'backbone'
+    guests = ('',)
+    absolute_positions = False
+
+    @classmethod
+    def grid(cls, model: Any) -> Grid:
+        """The patch grid of the encoder."""
+        check_relative_bias(model.backbone)
+        return tuple(model.backbone.patch_resolution)
+
+    @classmethod
+    def width(cls, model: Any) -> int:
+        """Encoder width; BEiTv2's neck has the same."""
+        return model.backbone.embed_dims
+
+    @classmethod
+    def num_prefix(cls, model: Any) -> int:
+        """The cls token."""
+        return 1

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MaskFeat in mmpretrain.
+
+Modifications:
+* ``MaskFeatViT.forward`` encodes cls + visible + kept tokens, reconstructs the thrown ones from
+  its last features, and returns cls and the supervised rows. The linear neck sees those only.
+* The head hands target and mask at the same rows to the framework's own loss module.
+"""
+
+from __future__ import annotations
+
+import torch
+from mmpretrain.models import MIMHead
+from mmpretrain.models.selfsup.maskfeat import MaskFeat, MaskFeatViT
+from torch import Tensor
+
+from ..core import PartialReconstruction, gather_tokens, table_rows
+from ..core.partition import Grid
+from .base import Adapter
+from .mae import PRMIMHead
+from .registry import ADAPTERS
+
+
+class PRMaskFeatViT(MaskFeatViT):
+    """MaskFeat encoder on present tokens only."""
+
+    partial: PartialReconstruction
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Encode masked images.
+
+        Args:
+            x: images (B, 3, H, W).
+            mask: (B, L) bool; None is upstream's forward of the whole image.
+
+        Returns:
+            (B, 1 + n, C): cls, then the supervised positions: kept, thrown.
+        """
+        if mask is None:
+            return super().forward(x, None)
+        partition = self.partial.split(mask)
+        positions = self.pos_embed[0, 1:]
+        queries = self.mask_token[0] + positions
+        visible = gather_tokens(self.patch_embed(x)[0], partition.visible)
+        visible = visible + table_rows(positions, partition.visible)
+        kept = table_rows(queries, partition.kept)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        tokens = self.drop_after_pos(torch.cat((cls, visible, kept), dim=1))
+        for layer in self.layers:
+            tokens = layer(tokens)
+        if self.final_norm:
+            tokens = self.norm1(tokens)
+        supervised = self.partial.reconstruct(partition, tokens[:, 1:], queries)
+        return torch.cat((tokens[:, :1], supervised), dim=1)
+
+
+@ADAPTERS.register_module(framework='mmpretrain.models.selfsup.maskfeat.MaskFeat')
+class MaskFeatAdapter(Adapter):
+    """Seam: the encoder. ``MaskFeat`` itself needs no change, so it is not among the classes."""
+
+    classes = {MaskFeatViT: PRMaskFeatViT, MIMHead: PRMIMHead}
+    host = 'backbone'
+    guests = ('head',)
+
+    @classmethod
+    def grid(cls, model: MaskFeat) -> Grid:
+        """The patch grid of the encoder."""
+        return tuple(model.backbone.patch_resolution)
+
+    @classmethod
+    def width(cls, model: MaskFeat) -> int:
+        """Encoder width."""
+        return model.backbone.embed_dims
+
+    @classmethod
+    def num_prefix(cls, model: MaskFeat) -> int:
+        """The cls token."""
+        return 1

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SimMIM in mmpretrain: the Swin backbone, and this package's ViT.
+
+Modifications:
+* ``SimMIMViT.forward`` encodes cls + visible + kept 16-px tokens (see ``beit.py``).
+* ``SimMIMSwinTransformer.forward`` embeds visible 32-px units and runs all four stages on visible
+  and kept units (see ``packed_swin.py``). Thrown units are absent as keys: that is the method; with
+  none thrown the backbone is upstream's.
+* Both reconstruct thrown tokens from their last features and return the supervised tokens as a
+  feature map one token wide, (B, C, n, 1). The neck is linear per token (1x1 convolution and pixel
+  shuffle), so it is unchanged and turns them into a column of patches.
+* The head hands the same column of patches of image and mask to the framework's own loss module.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmpretrain.models import SimMIMHead
+from mmpretrain.models.selfsup.simmim import SimMIMSwinTransformer
+from torch import Tensor
+
+from ..core import PartialReconstruction, TokenPartition
+from ..core.partition import Grid
+from ..frameworks.simmim_vit import SimMIMViT
+from .base import Adapter
+from .beit import check_relative_bias, encode_present, fixed_positions
+from .packed_swin import check_packable, embed_units, packed_stages, tiles, unit_side
+from .registry import ADAPTERS
+
+
+class PRSimMIMViT(SimMIMViT):
+    """SimMIM's ViT on present tokens only."""
+
+    partial: PartialReconstruction
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """Encode masked images; (B, C, n, 1), the supervised tokens as a column.
+
+        Args:
+            x: images (B, 3, H, W).
+            mask: (B, H / patch, W / patch), 1 = masked.
+        """
+        if mask is None or self.partial.num_thrown == 0:
+            return super().forward(x, mask)
+        partition, queries, _, features = encode_present(self, x, mask)
+        return (_column(self.partial.reconstruct(partition, features[-1][:, 1:], queries)),)
+
+
+class PRSimMIMSwinTransformer(SimMIMSwinTransformer):
+    """SimMIM's Swin on present units only."""
+
+    partial: PartialReconstruction
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """Encode masked images; (B, C, n, 1), the supervised units as a column.
+
+        Args:
+            x: images (B, 3, H, W).
+            mask: (B, H / 4, W / 4), 1 = masked, constant inside every unit.
+        """
+        if mask is None or self.partial.num_thrown == 0:
+            return super().forward(x, mask)
+        grid = self.partial.grid
+        partition = self.partial.split(unit_mask(mask, grid))
+        tokens = self.drop_after_pos(self._present_tokens(x, partition))
+        features = packed_stages(self, tokens, partition.present, grid)
+        queries = fixed_positions(grid, features.shape[-1], self.mask_token.dtype, x.device)
+        return (_column(self.partial.reconstruct(partition, features, queries)),)
+
+    def _present_tokens(self, x: Tensor, partition: TokenPartition) -> Tensor:
+        """(B, N * side * side, C) packed tokens of visible and kept units."""
+        area = unit_side(self) ** 2
+        visible = embed_units(self, x, partition.visible, partition.grid)
+        num_kept = partition.kept.shape[1] * area
+        kept = self.mask_token.expand(x.shape[0], num_kept, -1)
+        tokens = torch.cat((visible.to(kept.dtype), kept), dim=1)
+        if self.use_abs_pos_embed:
+            positions = self.absolute_pos_embed.transpose(1, 2).unflatten(2, self.patch_resolution)
+            positions = tiles(positions, partition.grid)[0].flatten(2).transpose(1, 2)
+            tokens = tokens + positions[partition.present].flatten(1, 2)
+        return tokens
+
+
+class PRSimMIMHead(SimMIMHead):
+    """SimMIM head that compares the patches of supervised tokens only."""
+
+    partial: PartialReconstruction
+
+    def loss(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Upstream's loss.
+
+        Args:
+            pred: (B, 3, n * s, s), a column of s x s patches.
+            target: images (B, 3, H, W).
+            mask: (B, H / patch, W / patch), 1 = masked.
+        """
+        if self.partial.num_thrown == 0:
+            return super().loss(pred, target, mask)
+        grid, side = self.partial.grid, pred.shape[-1] // self.patch_size
+        patches = self.partial.at_supervised(tiles(target, grid).flatten(2))
+        patches = patches.unflatten(2, (3, *pred.shape[-1:] * 2)).transpose(1, 2).flatten(2, 3)
+        weights = self.partial.loss_mask(unit_mask(mask, grid))
+        weights = self.partial.at_supervised(weights).repeat_interleave(side, dim=1)
+        return super().loss(pred, patches, weights[..., None].expand(-1, -1, side))
+
+
+@ADAPTERS.register_module(framework='mmpretrain.models.selfsup.simmim.SimMIM')
+class SimMIMAdapter(Adapter):
+    """Seams: the backbone, and the head's view of image and mask."""
+
+    classes = {
+        SimMIMViT: PRSimMIMViT,
+        SimMIMSwinTransformer: PRSimMIMSwinTransformer,
+        SimMIMHead: PRSimMIMHead,
+    }
+    host = 'backbone'
+    guests = ('head',)
+    absolute_positions = False
+
+    @classmethod
+    def grid(cls, model: Any) -> Grid:
+        """ViT: the patch grid. Swin: the units, one per token of the last stage."""
+        backbone = model.backbone
+        height, width = backbone.patch_resolution
+        if not isinstance(backbone, SimMIMSwinTransformer):
+            check_relative_bias(backbone)
+            return height, width
+        check_packable(backbone)
+        side = unit_side(backbone)
+        if height % side or width % side:
+            raise ValueError(
+                f'the {height}x{width} map of the first stage is not divisible into units of '
+                f'{side}x{side} tokens: choose an img_size divisible by {side * 4}'
+            )
+        return height // side, width // side
+
+    @classmethod
+    def width(cls, model: Any) -> int:
+        """Channels of the last stage."""
+        return model.neck.decoder[0].in_channels
+
+    @classmethod
+    def num_prefix(cls, model: Any) -> int:
+        """The cls token of a ViT; none in Swin."""
+        return int(isinstance(model.backbone, SimMIMViT))
+
+
+def unit_mask(mask: Tensor, grid: Grid) -> Tensor:
+    """(B, L) bool, the mask of every token or unit of the grid.
+
+    Args:
+        mask: (B, h, w), 1 = masked, h and w multiples of the grid's height and width.
+        grid: (H, W).
+
+    Raises:
+        ValueError: the mask changes inside a unit.
+    """
+    parts = tiles(mask[:, None], grid).flatten(2)
+    if (parts != parts[..., :1]).any():
+        raise ValueError(
+            f'the {mask.shape[1]}x{mask.shape[2]} mask is not constant inside the '
+            f'{grid[0]}x{grid[1]} units that are thrown as a whole: set mask_patch_size of the '
+            'mask generator to the side of a unit (32 pixels for Swin with four stages)'
+        )
+    return parts[..., 0].bool()
+
+
+def _column(tokens: Tensor) -> Tensor:
+    """(B, n, C) -> (B, C, n, 1)."""
+    return tokens.transpose(1, 2)[..., None]
