@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-framework validation: a matrix of training runs, evaluated on frozen features.
+
+``spec`` reads the matrix, ``configs`` writes a config per point, ``runner`` runs them, a hook in
+``evaluation`` measures, ``results`` stores, ``statistics`` judges, ``report`` and ``plots`` show.
+"""
+
+from .spec import Spec, SpecError, load_spec
+
+__all__ = ['Spec', 'SpecError', 'load_spec']

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation of a point inside its own training run, and what training cost.
+
+A hook, so that the evaluation runs wherever training runs: on one CPU or GPU, on several by
+torchrun, on a Slurm node.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import collect_results, get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmpretrain.registry import HOOKS
+from torch import Tensor, nn
+
+from ..accounting import UndercountError, count_macs, training_macs
+from ..accounting.batch import seeded
+from ..openmmlab.knn import extract_features, knn_classify
+from .results import MEASUREMENTS, environment, write_json
+
+_WARM_UP = 5
+_COUNTED_IMAGES = 2
+
+
+@HOOKS.register_module()
+class FrozenFeatureHook(Hook):
+    """After training: kNN and linear accuracy of frozen features, and the cost of training.
+
+    Args:
+        train_dataloader, test_dataloader: loaders of images with labels, without augmentation.
+        num_classes: number of classes.
+        k, temperature: see :func:`prmim_adapters.openmmlab.knn.knn_classify`.
+        regularization: C of the linear probe.
+        backbone: dotted path of the evaluated network.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(
+        self,
+        train_dataloader: dict[str, Any],
+        test_dataloader: dict[str, Any],
+        num_classes: int,
+        k: int = 20,
+        temperature: float = 0.07,
+        regularization: float = 0.1,
+        backbone: str = 'backbone',
+    ) -> None:
+        self.dataloaders = (train_dataloader, test_dataloader)
+        self.num_classes = num_classes
+        self.k, self.temperature = k, temperature
+        self.regularization = regularization
+        self.backbone = backbone
+        self.counted = False
+        self.macs: dict[str, float] = {}
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict[str, Any] | None = None
+    ) -> None:
+        """Count the MACs of the loss path once, on the first batch of the run."""
+        if self.counted or data_batch is None:
+            return
+        self.counted = True
+        try:
+            self.macs = counted_macs(_unwrapped(runner.model), data_batch)
+        except UndercountError as error:
+            runner.logger.warning(f'no MACs in the results: {error}')
+
+    def after_train(self, runner: Runner) -> None:
+        """Evaluate, and write ``measurements.json`` into the work directory."""
+        train, test = (self._features(runner, loader) for loader in self.dataloaders)
+        if not is_main_process():
+            return
+        accuracy = frozen_accuracy(
+            train, test, self.num_classes, self.k, self.temperature, self.regularization
+        )
+        measurements = dict(
+            accuracy=accuracy,
+            cost={**self.macs, **measured_cost(runner)},
+            environment=environment(),
+        )
+        write_json(Path(runner.work_dir) / MEASUREMENTS, measurements)
+        runner.logger.info(f'frozen features: {accuracy}')
+
+    def _features(self, runner: Runner, config: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Features (N, C) and labels (N,) of all images; on the main process only."""
+        loader = Runner.build_dataloader(config, seed=runner.seed)
+        features, labels = extract_features(_unwrapped(runner.model), loader, self.backbone)
+        if get_world_size() == 1:
+            return features, labels
+        gathered = collect_results(
+            list(zip(features, labels, strict=True)),
+            len(loader.dataset),  # type: ignore[arg-type]
+        )
+        if gathered is None:
+            return features, labels
+        columns = zip(*gathered, strict=True)
+        features, labels = (torch.stack(column) for column in columns)
+        return features, labels
+
+
+def frozen_accuracy(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    regularization: float = 0.1,
+) -> dict[str, float]:
+    """Accuracy in per cent of two classifiers on features standardised by the training set.
+
+    Args:
+        train: features (N, C) and labels (N,) that the classifiers are fitted to.
+        test: features and labels that they are scored on.
+        num_classes: number of classes.
+        k: neighbours of the nearest-neighbour classifier.
+        temperature: of the nearest-neighbour classifier.
+        regularization: C of ``LogisticRegression``.
+
+    Returns:
+        dict: ``knn`` and ``linear``, and ``feature_std``, the mean standard deviation of the
+        features before standardising (a collapsed encoder has almost none).
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    (x, y), (x_test, y_test) = train, test
+    mean, std = x.mean(0), x.std(0)
+    x, x_test = ((part - mean) / (std + 1e-6) for part in (x, x_test))
+    nearest = knn_classify(x, y, x_test, num_classes, k, temperature)
+    probe = LogisticRegression(C=regularization, max_iter=300).fit(x.numpy(), y.numpy())
+    return dict(
+        knn=100 * (nearest == y_test).double().mean().item(),
+        linear=100 * float(probe.score(x_test.numpy(), y_test.numpy())),
+        feature_std=std.mean().item(),
+    )
+
+
+def counted_macs(model: nn.Module, data_batch: dict[str, Any]) -> dict[str, float]:
+    """Forward and training GMACs per image of the loss path; the random state stays as it was."""
+    few = dict(
+        inputs=_first(data_batch['inputs']),
+        data_samples=data_batch['data_samples'][:_COUNTED_IMAGES],
+    )
+    with seeded(0), torch.no_grad():
+        batch = model.data_preprocessor(few, True)  # type: ignore[operator]
+    training = training_macs(model, batch)
+    return dict(
+        forward_gmacs=count_macs(model, batch).total / 1e9,
+        training_gmacs=(training.forward.total + training.backward.total) / 1e9,
+    )
+
+
+def measured_cost(runner: Runner) -> dict[str, float]:
+    """Medians over the iterations after warm-up: seconds per step and for data, and images/s."""
+    history = runner.message_hub.log_scalars
+    cost: dict[str, float] = {}
+    for name, key in (('step_seconds', 'train/time'), ('data_seconds', 'train/data_time')):
+        values, _ = history[key].data
+        cost[name] = float(np.median(values[_WARM_UP:] if len(values) > _WARM_UP else values))
+    batch = runner.train_dataloader.batch_size or 1
+    cost['images_per_second'] = batch * get_world_size() / cost['step_seconds']
+    losses, _ = history['train/loss'].data
+    cost['last_loss'] = float(np.mean(losses[-max(len(losses) // 20, 1) :]))
+    if torch.cuda.is_available():
+        cost['peak_memory_gib'] = torch.cuda.max_memory_allocated() / 2**30
+    return cost
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model  # type: ignore[return-value]
+
+
+def _first(inputs: Any) -> Any:
+    if isinstance(inputs, (list, tuple)):
+        return [view[:_COUNTED_IMAGES] for view in inputs]
+    return inputs[:_COUNTED_IMAGES]

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One JSON file per point, written atomically: a result is there whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .spec import Point
+
+RESULT, FAILURE = 'result.json', 'failure.json'
+#: What a training run leaves in its work directory for the sweep.
+MEASUREMENTS = 'measurements.json'
+_PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmpretrain', 'onedl-mmengine', 'onedl-mmpretrain')
+
+
+class ChangedSettingsError(RuntimeError):
+    """A folder holds results of other settings than the spec's."""
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write beside the target, then rename: a killed process leaves no half-written file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.{os.getpid()}')
+    with partial.open('w') as stream:
+        json.dump(data, stream, indent=2, sort_keys=True)
+        stream.write('\n')
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The file's content; None if it is not there."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """Short hash of all that decides the outcome of a point."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def result_of(point: Point, settings: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """The finished result of a point, None if there is none yet.
+
+    Raises:
+        ChangedSettingsError: it was made with other settings.
+    """
+    result = read_json(folder / RESULT)
+    if result is not None and result['settings'] != fingerprint(settings):
+        raise ChangedSettingsError(
+            f'{folder} holds the result of other settings than the spec gives for {point.name}. '
+            'Never edit a finished experiment: choose another --out, or delete that folder to '
+            'redo the point'
+        )
+    return result
+
+
+def assemble(
+    point: Point,
+    settings: dict[str, Any],
+    measurements: dict[str, Any],
+    seconds: float,
+    launch: dict[str, Any],
+) -> dict[str, Any]:
+    """A point's JSON: what was run, where, what it cost, what came out."""
+    return dict(
+        point=asdict(point),
+        settings=fingerprint(settings),
+        arm=settings['arm'],
+        accuracy=measurements['accuracy'],
+        cost={**measurements['cost'], 'wall_seconds': seconds},
+        launch=launch,
+        environment=measurements['environment'],
+    )
+
+
+def last_scalar(work_dir: Path, metric: str) -> float | None:
+    """The last value of ``metric`` in the logs that mmengine wrote under ``work_dir``."""
+    for log in sorted(work_dir.glob('*/vis_data/scalars.json'), reverse=True):
+        entries = [json.loads(line) for line in log.read_text().splitlines()]
+        values = [entry[metric] for entry in entries if metric in entry]
+        if values:
+            return float(values[-1])
+    return None
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor, commit of the package."""
+    import torch
+
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return dict(
+        packages=packages,
+        python=platform.python_version(),
+        machine=platform.machine(),
+        processor=_processor(),
+        gpu=gpu,
+        commit=_commit(),
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return f'{names[0]} x {len(names)}' if names else platform.processor()
+
+
+def _commit() -> str | None:
+    """Commit of the package's checkout, with '+' where files of the package differ from it."""
+    folder = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ['git', *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        commit = git('rev-parse', 'HEAD')
+        return commit + ('+' if git('status', '--porcelain', '--untracked-files=no', '.') else '')
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the points of a sweep that have no result yet, each by ``mim train`` in its own process.
+
+A sweep may be killed at any moment. Finished points have a ``result.json``; the others are begun
+again, after processes that the killed sweep left behind have been ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from .configs import write_base, write_point, write_transfer
+from .results import (
+    FAILURE,
+    MEASUREMENTS,
+    RESULT,
+    assemble,
+    last_scalar,
+    read_json,
+    result_of,
+    write_json,
+)
+from .spec import Point, Spec
+
+_RUNNING = 'running.json'
+_LOG_TAIL = 40
+_ERROR = re.compile(r'[\w.]*(Error|Exception|Interrupt)\b')
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How each point is launched; the fields are the flags of ``mim train``."""
+
+    launcher: str = 'none'
+    gpus: int = 1
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    partition: str | None = None
+    srun_args: str | None = None
+
+    def flags(self) -> list[str]:
+        """Flags for ``mim train``."""
+        flags = []
+        for name, value in asdict(self).items():
+            if value is not None:
+                flags += [f'--{name.replace("_", "-")}', str(value)]
+        return flags
+
+
+class PointError(RuntimeError):
+    """A training run ended with an error; the message holds the end of its log."""
+
+
+def run_sweep(
+    spec: Spec,
+    out: Path,
+    launch: Launch | None = None,
+    jobs: int = 1,
+    devices: list[str] | None = None,
+    console: Console | None = None,
+) -> dict[str, str]:
+    """Run every point of ``spec`` that has no result in ``out``.
+
+    Args:
+        spec: the sweep.
+        out: folder of the results: ``<framework>/<arm>-<ratio>/seed<n>/result.json``.
+        launch: flags for ``mim train``.
+        jobs: points run at a time.
+        devices: CUDA devices to share among the jobs, ``launch.gpus`` to each; None leaves
+            ``CUDA_VISIBLE_DEVICES`` as it is.
+        console: where the progress bar goes.
+
+    Returns:
+        dict: name of each failed point to the reason. They do not stop the others, and are tried
+        again by the next call.
+
+    Raises:
+        ChangedSettingsError: ``out`` holds results of other settings.
+        BlockingIOError: another sweep is running in ``out``.
+        ValueError: more jobs than the devices can serve.
+    """
+    launch = launch or Launch()
+    pool = _device_pool(devices, launch.gpus, jobs)
+    out.mkdir(parents=True, exist_ok=True)
+    with _sole_user(out):
+        points = spec.points()
+        waiting = [
+            point
+            for point in points
+            if result_of(point, spec.settings(point), out / point.name) is None
+        ]
+        for name, framework in spec.frameworks.items():
+            write_base(out / name / 'base.py', framework, spec)
+        with _progress(console) as progress:
+            bar = progress.add_task(
+                'sweep', total=len(points), completed=len(points) - len(waiting)
+            )
+            return _run_all(waiting, spec, out, launch, jobs, pool, progress, bar)
+
+
+def _run_all(
+    waiting: list[Point],
+    spec: Spec,
+    out: Path,
+    launch: Launch,
+    jobs: int,
+    pool: queue.Queue[str | None],
+    progress: Progress,
+    bar: Any,
+) -> dict[str, str]:
+    failures: dict[str, str] = {}
+    with _Children() as children, ThreadPoolExecutor(jobs) as executor:
+
+        def run(point: Point) -> None:
+            devices = pool.get()
+            try:
+                progress.update(bar, description=point.name)
+                _Run(point, spec, out / point.name, launch, devices, children).run()
+            finally:
+                pool.put(devices)
+
+        futures: dict[Future[None], Point] = {executor.submit(run, p): p for p in waiting}
+        pending = set(futures)
+        try:
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    point = futures[future]
+                    if future.exception() is not None:
+                        failures[point.name] = str(future.exception())
+                        progress.console.print(f'[red]failed[/red] {point.name}')
+                    progress.advance(bar)
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            children.end()
+            raise
+    return failures
+
+
+class _Children:
+    """The process groups under way, so that an interrupted sweep takes them with it."""
+
+    def __init__(self) -> None:
+        self._groups: set[int] = set()
+
+    def __enter__(self) -> _Children:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def add(self, group: int) -> None:
+        self._groups.add(group)
+
+    def remove(self, group: int) -> None:
+        self._groups.discard(group)
+
+    def end(self) -> None:
+        for group in list(self._groups):
+            _kill_group(group)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One point: folder made, trained, measured, result written."""
+
+    point: Point
+    spec: Spec
+    folder: Path
+    launch: Launch
+    devices: str | None
+    children: _Children
+
+    def run(self) -> None:
+        started = time.monotonic()
+        end_left_behind(self.folder)
+        if not self.spec.resume:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / FAILURE).unlink(missing_ok=True)
+        try:
+            measurements = self._measure()
+        except (PointError, OSError) as error:
+            write_json(self.folder / FAILURE, dict(point=asdict(self.point), reason=str(error)))
+            raise
+        result = assemble(
+            self.point,
+            self.spec.settings(self.point),
+            measurements,
+            time.monotonic() - started,
+            asdict(self.launch),
+        )
+        write_json(self.folder / RESULT, result)
+
+    def _measure(self) -> dict[str, Any]:
+        config = self.folder / 'config.py'
+        base = self.folder.parents[1] / 'base.py'
+        write_point(config, base, self.point, self.spec)
+        work_dir = self.folder / 'train'
+        self._mim_train(config, work_dir)
+        measurements = read_json(work_dir / MEASUREMENTS)
+        if measurements is None:
+            raise PointError(
+                f'training ended without {MEASUREMENTS}: the config replaces `custom_hooks`, and '
+                'FrozenFeatureHook with it'
+            )
+        for name, transfer in self.spec.transfers.items():
+            config = self.folder / f'{name}.py'
+            write_transfer(config, transfer, _last_checkpoint(work_dir), self.point, self.spec)
+            self._mim_train(config, self.folder / name)
+            accuracy = last_scalar(self.folder / name, transfer.metric)
+            if accuracy is None:
+                raise PointError(f'{config}: no {transfer.metric!r} in its log')
+            measurements['accuracy'][name] = accuracy
+        return measurements
+
+    def _mim_train(self, config: Path, work_dir: Path) -> None:
+        command = [sys.executable, '-m', 'mim', 'train', 'mmpretrain', str(config)]
+        command += [*self.launch.flags(), '--work-dir', str(work_dir)]
+        command += ['--resume'] if self.spec.resume else []
+        environment = dict(os.environ)
+        if self.devices is not None:
+            environment['CUDA_VISIBLE_DEVICES'] = self.devices
+        log = self.folder / f'{config.stem}.log'
+        with log.open('w') as stream:
+            process = subprocess.Popen(
+                command,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # one group, so that mim and what it starts end together
+            )
+            self.children.add(process.pid)
+            try:
+                write_json(
+                    self.folder / _RUNNING, dict(pid=process.pid, started=_started(process.pid))
+                )
+                code = process.wait()
+            finally:
+                self.children.remove(process.pid)
+        (self.folder / _RUNNING).unlink(missing_ok=True)
+        if code:
+            _kill_group(process.pid)  # workers that outlived the process that started them
+            raise PointError(_reason(log, command, code))
+
+
+def _reason(log: Path, command: list[str], code: int) -> str:
+    """Why training failed: the end of the log, and as the last line the error itself."""
+    lines = log.read_text(errors='replace').splitlines()
+    errors = [line for line in lines if _ERROR.match(line) and 'CalledProcessError' not in line]
+    summary = errors[-1] if errors else f'ended with code {code}'
+    return '\n'.join([' '.join(command), *lines[-_LOG_TAIL:], summary])
+
+
+def end_left_behind(folder: Path) -> None:
+    """End the training processes that a killed sweep left running for this point, and only those.
+
+    A process counts as ours if it has the recorded id and the recorded time of start.
+    """
+    running = read_json(folder / _RUNNING)
+    if (
+        running
+        and running['started'] is not None
+        and _started(running['pid']) == running['started']
+    ):
+        _kill_group(running['pid'])
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; None if unknown or gone."""
+    try:
+        fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == 'Z' else fields[19]
+
+
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _last_checkpoint(work_dir: Path) -> Path:
+    pointer = work_dir / 'last_checkpoint'
+    if not pointer.exists():
+        raise PointError(
+            f'{work_dir} has no checkpoint to transfer: the config needs a CheckpointHook that '
+            'saves the last epoch'
+        )
+    return Path(pointer.read_text().strip())
+
+
+def _device_pool(devices: list[str] | None, gpus: int, jobs: int) -> queue.Queue[str | None]:
+    pool: queue.Queue[str | None] = queue.Queue()
+    if devices is None:
+        groups: list[str | None] = [None] * jobs
+    else:
+        size = max(gpus, 1)
+        groups = [','.join(devices[i : i + size]) for i in range(0, len(devices) - size + 1, size)]
+        if jobs > len(groups):
+            raise ValueError(
+                f'{jobs} jobs of {size} GPU need {jobs * size} devices, found {len(devices)}: '
+                'lower --jobs'
+            )
+    for group in groups:
+        pool.put(group)
+    return pool
+
+
+@contextmanager
+def _sole_user(out: Path) -> Iterator[None]:
+    """Refuse a second sweep in the same folder. The system drops the lock when a sweep dies."""
+    with (out / '.lock').open('w') as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f'another sweep is running in {out}') from None
+        yield
+
+
+def _progress(console: Console | None) -> Progress:
+    return Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn('left'),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=console,
+        speed_estimate_period=1e9,
+    )

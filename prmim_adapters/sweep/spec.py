@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The specification of a sweep: a YAML file, checked as it is read.
+
+A sweep is the product frameworks x arms x throw ratios x seeds. Every point of it is one ordinary
+``mim train`` run. See ``docs/sweep.md`` for a commented example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+#: The arm that is the framework itself, without partial reconstruction.
+FRAMEWORK_ARM = 'framework'
+
+
+class SpecError(ValueError):
+    """A spec that cannot be run; the message says which key and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A row of the matrix: an ordinary pre-training config.
+
+    Attributes:
+        config: path (relative to the spec), or name in a package: ``mmpretrain::mae/....py``.
+        options: differences to it, merged as a child config's.
+        backbone: dotted path of the network whose features are evaluated.
+    """
+
+    config: str
+    options: dict[str, Any] = field(default_factory=dict)
+    backbone: str = 'backbone'
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What frozen features are measured by.
+
+    Attributes:
+        train, test: data loader configs, with the fields of ``train_dataloader``.
+        num_classes: number of classes.
+        k, temperature: of the weighted nearest-neighbour classifier.
+        regularization: C of scikit-learn's ``LogisticRegression``.
+    """
+
+    train: dict[str, Any]
+    test: dict[str, Any]
+    num_classes: int
+    k: int = 20
+    temperature: float = 0.07
+    regularization: float = 0.1
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Fine-tuning or linear classification by a config of mmpretrain, from the pre-trained encoder.
+
+    Attributes:
+        config, options: as in :class:`Framework`.
+        metric: scalar of the last validation to report.
+    """
+
+    config: str
+    options: dict[str, Any] = field(default_factory=dict)
+    metric: str = 'accuracy/top1'
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which comparisons the report draws a verdict on.
+
+    Attributes:
+        plain: name of the arm that is plain partial reconstruction.
+        margin: points of accuracy below the framework that still count as lossless.
+        confidence: of the intervals.
+    """
+
+    plain: str | None = None
+    margin: float = 0.3
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training run. ``ratio`` is 0 for the framework itself."""
+
+    framework: str
+    arm: str
+    ratio: float
+    seed: int
+
+    @property
+    def cell(self) -> tuple[str, str, float]:
+        """What seeds are averaged over."""
+        return self.framework, self.arm, self.ratio
+
+    @property
+    def name(self) -> str:
+        """Relative folder: ``mae/cross_attention-0.50/seed0``."""
+        arm = self.arm if self.arm == FRAMEWORK_ARM else f'{self.arm}-{self.ratio:.2f}'
+        return f'{self.framework}/{arm}/seed{self.seed}'
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A whole sweep; see the classes above for the parts.
+
+    Attributes:
+        frameworks: name to framework.
+        arms: name to the arguments of ``prmim_adapters.attach`` (``throw_ratio`` is the sweep's).
+        ratios, seeds: the other two axes.
+        options: differences to every framework's config.
+        resume: resume the training run of an interrupted point instead of redoing it.
+        folder: where the spec file lies.
+    """
+
+    frameworks: dict[str, Framework]
+    arms: dict[str, dict[str, Any]]
+    ratios: tuple[float, ...]
+    seeds: tuple[int, ...]
+    evaluation: Evaluation
+    verdict: Verdict = field(default_factory=Verdict)
+    transfers: dict[str, Transfer] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    resume: bool = False
+    folder: Path = Path('.')
+
+    def points(self) -> list[Point]:
+        """All points, seed by seed, so that a sweep cut short still compares every arm."""
+        return [
+            Point(name, arm, ratio, seed)
+            for seed in self.seeds
+            for name in self.frameworks
+            for arm, ratio in self._cells()
+        ]
+
+    def cells(self) -> list[tuple[str, str, float]]:
+        """(framework, arm, ratio) in the report's order."""
+        return [(name, *cell) for name in self.frameworks for cell in self._cells()]
+
+    def _cells(self) -> Iterator[tuple[str, float]]:
+        yield FRAMEWORK_ARM, 0.0
+        for arm in self.arms:
+            yield from ((arm, ratio) for ratio in self.ratios)
+
+    def settings(self, point: Point) -> dict[str, Any]:
+        """All that decides the outcome of a point, as plain data."""
+        framework = self.frameworks[point.framework]
+        source = self.folder / framework.config
+        return dict(
+            framework=asdict(framework),
+            config=source.read_text() if source.is_file() else framework.config,
+            arm=None if point.arm == FRAMEWORK_ARM else self.arms[point.arm],
+            ratio=point.ratio,
+            seed=point.seed,
+            options=self.options,
+            evaluation=asdict(self.evaluation),
+            transfers={name: asdict(transfer) for name, transfer in self.transfers.items()},
+        )
+
+
+def load_spec(path: str | Path) -> Spec:
+    """Read and check a spec.
+
+    Raises:
+        SpecError: unknown or missing key, wrong type, empty axis, ratio out of range.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    data = yaml.safe_load(path.read_text())
+    if not isinstance(data, dict):
+        raise SpecError(f'{path}: expected a mapping of keys, found {type(data).__name__}')
+    data = dict(data)
+    data['frameworks'] = _named(Framework, data.get('frameworks'), 'frameworks')
+    data['transfers'] = _named(Transfer, data.get('transfers') or {}, 'transfers')
+    data['evaluation'] = _part(Evaluation, data.get('evaluation'), 'evaluation')
+    data['verdict'] = _part(Verdict, data.get('verdict') or {}, 'verdict')
+    data['arms'] = {name: arm or {} for name, arm in (data.get('arms') or {}).items()}
+    data['ratios'] = tuple(_list(data.get('ratios'), 'ratios'))
+    data['seeds'] = tuple(_list(data.get('seeds'), 'seeds'))
+    data['folder'] = path.parent
+    spec = _part(Spec, data, 'spec')
+    _check(spec)
+    return spec
+
+
+def _check(spec: Spec) -> None:
+    if not spec.frameworks:
+        raise SpecError('frameworks: name at least one')
+    if FRAMEWORK_ARM in spec.arms:
+        raise SpecError(
+            f'arms: {FRAMEWORK_ARM!r} is the framework itself and always runs; choose another name'
+        )
+    for name in [*spec.frameworks, *spec.arms]:
+        if '/' in str(name):
+            raise SpecError(f'{name!r}: names become folders and may not contain "/"')
+    for name, arm in spec.arms.items():
+        if 'throw_ratio' in arm:
+            raise SpecError(f'arms.{name}.throw_ratio: the axis `ratios` sets it; remove it here')
+    for ratio in spec.ratios:
+        if not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
+            raise SpecError(f'ratios: {ratio!r} is not between 0 and 1')
+    for seed in spec.seeds:
+        if not isinstance(seed, int) or seed < 0:
+            raise SpecError(f'seeds: {seed!r} is not a whole number >= 0')
+    plain = spec.verdict.plain
+    if plain is not None and plain not in spec.arms:
+        raise SpecError(f'verdict.plain: {plain!r} is no arm; arms are {", ".join(spec.arms)}')
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise SpecError(f'{where}: expected a non-empty list, found {value!r}')
+    return value
+
+
+def _named(cls: type, value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SpecError(f'{where}: expected names with their settings, found {value!r}')
+    return {str(name): _part(cls, part, f'{where}.{name}') for name, part in value.items()}
+
+
+def _part(cls: type, value: Any, where: str) -> Any:
+    """A dataclass from a mapping.
+
+    Raises:
+        SpecError: unknown key, or a required one is missing.
+    """
+    if not isinstance(value, dict):
+        raise SpecError(f'{where}: expected a mapping of settings, found {value!r}')
+    known = {entry.name for entry in fields(cls)}
+    unknown = sorted(set(value) - known)
+    if unknown:
+        raise SpecError(f'{where}: unknown key {unknown[0]!r}; allowed: {", ".join(sorted(known))}')
+    try:
+        return cls(**value)
+    except TypeError as error:
+        raise SpecError(f'{where}: {str(error).split("() ")[-1]}') from None

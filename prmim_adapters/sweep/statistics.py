@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paired differences over seeds, their confidence intervals, and the verdicts they allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean over seeds of (this arm - the other), with its confidence interval.
+
+    ``low`` and ``high`` are infinite with fewer than two shared seeds.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    def __str__(self) -> str:
+        if self.seeds < 2:
+            return f'{self.mean:+.2f}'
+        return f'{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]'
+
+
+def paired_difference(
+    this: Mapping[int, float], other: Mapping[int, float], confidence: float = 0.95
+) -> Difference | None:
+    """Difference over the seeds that both have, by Student's t; None if they share none.
+
+    Args:
+        this: seed to value.
+        other: seed to value.
+        confidence: of the two-sided interval.
+    """
+    shared = sorted(this.keys() & other.keys())
+    if not shared:
+        return None
+    values = [this[seed] - other[seed] for seed in shared]
+    centre = mean(values)
+    if len(values) < 2:
+        return Difference(centre, -math.inf, math.inf, 1)
+    from scipy.stats import t
+
+    half = (
+        float(t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    )
+    return Difference(centre, centre - half, centre + half, len(values))
+
+
+def against_framework(difference: Difference, margin: float) -> str:
+    """What the interval of (arm - framework) allows to say.
+
+    * lossless: the whole interval lies above ``-margin``;
+    * worse: the whole interval lies below 0;
+    * undecided: neither.
+    """
+    if difference.low > 0:
+        return 'better'
+    if difference.low >= -margin:
+        return 'lossless'
+    if difference.high < 0:
+        return 'worse'
+    return 'undecided'
+
+
+def against_plain(difference: Difference) -> str:
+    """What the interval of (arm - plain partial reconstruction) allows to say."""
+    if difference.low > 0:
+        return 'better'
+    if difference.high < 0:
+        return 'worse'
+    return 'undecided'
+
+
+def mean_and_spread(values: Mapping[int, float]) -> str:
+    """'41.23 ± 0.40' (standard deviation over seeds); the mean alone for one seed."""
+    numbers = list(values.values())
+    if not numbers:
+        return '-'
+    if len(numbers) == 1:
+        return f'{numbers[0]:.2f}'
+    return f'{mean(numbers):.2f} ± {stdev(numbers):.2f}'
