@@ -248,7 +248,7 @@ def _name_and_options(kind: str, spec: Spec) -> tuple[str, dict[str, Any]]:
         return spec, {}
     if isinstance(spec, dict) and isinstance(spec.get('type'), str):
         return spec['type'], {k: v for k, v in spec.items() if k != 'type'}
-    raise TypeError(f"{kind}={spec!r}: give a name, or dict(type=name, **options)")
+    raise TypeError(f'{kind}={spec!r}: give a name, or dict(type=name, **options)')
 
 
 def _check_ratio(throw_ratio: float, grid: Grid, num_masked: int | None) -> None:

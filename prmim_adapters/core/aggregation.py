@@ -73,7 +73,10 @@ class CrossAttention(nn.Module):
         if self.key_position is not None:
             key = key + table_rows(self.key_position(queries), positions)
         attended = F.scaled_dot_product_attention(
-            self._split(query), self._split(key), self._split(value), self._near(partition, positions)
+            self._split(query),
+            self._split(key),
+            self._split(value),
+            self._near(partition, positions),
         )
         update = self.project(attended.transpose(1, 2).flatten(2))
         return self.norm(update + table_rows(queries, partition.thrown))
@@ -222,9 +225,7 @@ def nearest_sources(
     return index, squared
 
 
-def _select(
-    sources: str, features: Tensor, partition: TokenPartition
-) -> tuple[Tensor, Tensor]:
+def _select(sources: str, features: Tensor, partition: TokenPartition) -> tuple[Tensor, Tensor]:
     """Features and positions that an aggregator may read."""
     if sources == 'kept':
         return features[:, partition.visible.shape[1] :], partition.kept

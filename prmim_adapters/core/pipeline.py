@@ -112,9 +112,7 @@ class PartialReconstruction(nn.Module):
             parts += self._thrown(partition, features, queries)
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    def _thrown(
-        self, partition: TokenPartition, features: Tensor, queries: Tensor
-    ) -> list[Tensor]:
+    def _thrown(self, partition: TokenPartition, features: Tensor, queries: Tensor) -> list[Tensor]:
         known = features.detach() if self.stop_gradient else features
         kept, done = partition.kept, []
         stages = len(self.aggregators)
@@ -177,4 +175,6 @@ def _nearest_first(partition: TokenPartition) -> TokenPartition:
     present = torch.zeros(shape, dtype=torch.bool, device=partition.thrown.device)
     present.scatter_(1, partition.present, torch.ones_like(partition.present, dtype=torch.bool))
     distance = squared_distance_to(present, partition.grid).gather(1, partition.thrown)
-    return replace(partition, thrown=partition.thrown.gather(1, distance.argsort(dim=1, stable=True)))
+    return replace(
+        partition, thrown=partition.thrown.gather(1, distance.argsort(dim=1, stable=True))
+    )

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BEiTv2; the VQ-KD tokenizer, whose weights cannot be fetched, is a fixed random one."""
+
+from functools import partial
+
+import torch
+from cases.beit import (
+    DEPTH,
+    HIDDEN,
+    MASKED,
+    THROWN,
+    VOCABULARY,
+    WIDTH,
+    Positions,
+    RandomLogits,
+    backbone,
+    batch,
+    encoder_saving,
+    finish,
+    saliency,
+)
+from contract_case import Case
+from mmpretrain.registry import MODELS
+
+NECK_DEPTH = 2
+
+
+class Tokens:
+    """(B, L) classes from (B, V, h, w) logits, as VQ-KD gives them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).argmax(dim=1).flatten(1)
+
+
+class RandomTokens(Tokens, RandomLogits):
+    pass
+
+
+class PositionTokens(Tokens, Positions):
+    pass
+
+
+def build():
+    model = MODELS.build(
+        dict(
+            type='BEiT',
+            backbone=backbone(out_indices=[1, 2], final_norm=False),
+            neck=dict(
+                type='BEiTV2Neck',
+                num_layers=NECK_DEPTH,
+                early_layers=2,
+                backbone_arch=dict(
+                    embed_dims=WIDTH,
+                    depth=DEPTH,
+                    num_layers=DEPTH,
+                    num_heads=2,
+                    feedforward_channels=HIDDEN,
+                ),
+                layer_scale_init_value=0.5,
+            ),
+            head=dict(
+                type='BEiTV2Head',
+                embed_dims=WIDTH,
+                num_embed=VOCABULARY,
+                loss=dict(type='CrossEntropyLoss'),
+            ),
+        )
+    )
+    return finish(model, RandomTokens())
+
+
+CASES = [
+    Case(
+        name='beitv2',
+        build=build,
+        batch=batch,
+        ratio=0.25,
+        invalid_ratio=MASKED / 64,
+        heavy=lambda model: model.neck.patch_aggregation[0],
+        expected_tokens=65 - THROWN,
+        # encoder without a final norm, and the neck: two layers and its norm of both inputs
+        saving=encoder_saving(DEPTH + NECK_DEPTH, norms=2 * (DEPTH + NECK_DEPTH) + 2),
+        saliency=partial(saliency, tokenizer=PositionTokens),
+    )
+]

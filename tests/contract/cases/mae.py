@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MAE, MAE with HiViT, MFF and EVA of mmpretrain."""
+
+from functools import partial
+
+import torch
+from contract_case import Case, images
+from mmengine.model import BaseModule
+from mmpretrain.registry import MODELS
+
+ENCODER = dict(
+    type='MAEViT',
+    arch=dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48),
+    img_size=32,
+    patch_size=4,
+)
+DECODER = dict(
+    type='MAEPretrainDecoder',
+    num_patches=64,
+    patch_size=4,
+    embed_dim=24,
+    decoder_embed_dim=32,
+    decoder_depth=2,
+    decoder_num_heads=2,
+)
+HEAD = dict(
+    type='MAEPretrainHead',
+    norm_pix=True,
+    patch_size=4,
+    loss=dict(type='PixelReconstructionLoss', criterion='L2'),
+)
+
+
+class RandomFeatures(BaseModule):
+    """Stand-in for CLIP, whose weights cannot be fetched: fixed random patch features."""
+
+    def __init__(self, patch_size: int = 4, width: int = 16) -> None:
+        super().__init__()
+        self.project = torch.nn.Conv2d(3, width, patch_size, patch_size)
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        patches = self.project(x).flatten(2).transpose(1, 2)
+        return torch.cat((patches.mean(1, keepdim=True), patches), dim=1), None
+
+
+def build(**changes):
+    config = dict(type='MAE', backbone=ENCODER, neck=DECODER, head=HEAD)
+
+    def make():
+        model = MODELS.build({**config, **changes})
+        model.init_weights()
+        return model
+
+    return make
+
+
+def build_eva():
+    model = build(
+        type='EVA',
+        neck={**DECODER, 'predict_feature_dim': 16},
+        head=dict(type='MIMHead', loss=dict(type='CosineSimilarityLoss', shift_factor=1.0)),
+    )()
+    model.target_generator = RandomFeatures()
+    return model
+
+
+def batch(size: int = 32):
+    return dict(inputs=images(size=size), data_samples=None)
+
+
+def decoder_saving(out: int, prefix: int, before: int = 65) -> float:
+    """64 tokens, 48 masked, 32 thrown: embedding of mask tokens is free, blocks see fewer tokens."""
+    width, depth, after = 32, 2, 32 + prefix
+    blocks = depth * ((before - after) * 12 * width**2 + 2 * (before**2 - after**2) * width)
+    norms = 5 * width * (before - after) * (2 * depth + 1)
+    return blocks + norms + (before - 48) * width * out
+
+
+def case(name: str, make, out: int = 48, prefix: int = 1, size: int = 32, **changes) -> Case:
+    return Case(
+        name=name,
+        build=make,
+        batch=partial(batch, size),
+        ratio=0.5,
+        invalid_ratio=0.75,
+        heavy=lambda model: model.neck.decoder_blocks[0],
+        expected_tokens=prefix + 16 + 16,
+        saving=decoder_saving(out, prefix),
+        **changes,
+    )
+
+
+HIVIT = dict(
+    type='MAEHiViT',
+    img_size=64,
+    patch_size=8,
+    arch=dict(embed_dims=24, depths=[1, 1, 2], num_heads=2),
+)
+
+
+def build_hivit():
+    # a fresh list each time: upstream writes into its default one
+    backbone = {**HIVIT, 'out_indices': [1]}
+    return build(
+        backbone=backbone, neck={**DECODER, 'patch_size': 8}, head={**HEAD, 'patch_size': 8}
+    )()
+
+
+CASES = [
+    case('mae', build()),
+    case(
+        'mae-l1',
+        build(
+            head={
+                **HEAD,
+                'norm_pix': False,
+                'loss': dict(type='PixelReconstructionLoss', criterion='L1'),
+            }
+        ),
+    ),
+    case('mff', build(type='MFF', backbone={**ENCODER, 'type': 'MFFViT', 'out_indices': [0, 1]})),
+    case('eva', build_eva, out=16),
+    # upstream shifts HiViT's visible tokens by one position in the decoder; the adapter does not
+    case('mae-hivit', build_hivit, out=192, prefix=0, size=64, equals_at_zero=False),
+]

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SimMIM with the ViT backbone of this package."""
+
+import torch
+from contract_case import Case, images, plain_losses, total
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+
+from prmim_adapters.adapters import partial_of
+from prmim_adapters.frameworks.simmim_vit import SimMIMViT  # noqa: F401  registers it
+
+WIDTH, DEPTH, HEADS, PATCH, SIDE = 24, 2, 2, 8, 8
+
+
+def build():
+    model = MODELS.build(
+        dict(
+            type='SimMIM',
+            backbone=dict(
+                type='SimMIMViT',
+                arch=dict(
+                    embed_dims=WIDTH, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=48
+                ),
+                img_size=PATCH * SIDE,
+                patch_size=PATCH,
+            ),
+            neck=dict(type='SimMIMLinearDecoder', in_channels=WIDTH, encoder_stride=PATCH),
+            head=dict(
+                type='SimMIMHead',
+                patch_size=PATCH,
+                loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
+            ),
+        )
+    )
+    model.init_weights()
+    # The position bias starts at zero; a trained one shows whether the right rows are gathered.
+    torch.nn.init.normal_(model.backbone.rel_pos_bias.relative_position_bias_table)
+    return model
+
+
+def masks(units: int, masked: int, scale: int, batch_size: int = 3) -> torch.Tensor:
+    """(B, units * scale, units * scale) int64, ``masked`` units of scale x scale tokens each."""
+    generator = torch.Generator().manual_seed(7)
+    order = torch.rand(batch_size, units**2, generator=generator).argsort(dim=1)
+    mask = torch.zeros_like(order).scatter(1, order[:, :masked], 1).view(-1, units, units)
+    return mask.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+
+
+def samples(mask: torch.Tensor) -> list[DataSample]:
+    return [DataSample().set_mask(m) for m in mask]
+
+
+def batch():
+    return dict(
+        inputs=images(size=PATCH * SIDE), data_samples=samples(masks(SIDE // 2, 10, scale=2))
+    )
+
+
+def saliency(model, batch):
+    """The head's loss module sees a column of s x s patches, one per supervised token."""
+    seen = {}
+
+    def watch(module, args):
+        pred, target, mask = args
+        seen['target'] = target.detach().requires_grad_()
+        return pred, seen['target'], mask
+
+    handle = model.head.loss_module.register_forward_pre_hook(watch)
+    total(plain_losses(model, batch)).backward()
+    handle.remove()
+    partial = partial_of(model)
+    gradient = seen['target'].grad
+    side = gradient.shape[-1]
+    rows = gradient.abs().unflatten(2, (-1, side)).sum(dim=(1, 3, 4))
+    length = partial.grid[0] * partial.grid[1]
+    return rows.new_zeros(rows.shape[0], length).scatter(1, partial.supervised_index, rows)
+
+
+def saving() -> float:
+    """64 tokens, 40 masked, 32 thrown: the blocks see 33 tokens, the neck 40."""
+    before, after = 65, 33
+    linear = (before - after) * (4 * WIDTH**2 + 2 * WIDTH * 48)
+    attention = 2 * (before**2 - after**2) * WIDTH
+    norms = 5 * WIDTH * (before - after) * (2 * DEPTH + 1)
+    return DEPTH * (linear + attention) + norms + (64 - 40) * WIDTH * 3 * PATCH**2
+
+
+CASES = [
+    Case(
+        name='simmim-vit',
+        build=build,
+        batch=batch,
+        ratio=0.5,
+        invalid_ratio=0.625,
+        heavy=lambda model: model.backbone.layers[0],
+        expected_tokens=1 + 24 + 8,
+        saving=saving(),
+        saliency=saliency,
+    )
+]

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One framework's entry in the contract matrix: a small real model, and how to look into it.
+
+A file ``cases/<framework>.py`` defines ``CASES: list[Case]``; the shared bodies are in
+``test_matrix.py``. The defaults fit mmpretrain's algorithms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Any]
+
+
+def seeded(function: Callable[[], Any], seed: int = 0) -> Any:
+    """Call under a fixed global seed."""
+    torch.manual_seed(seed)
+    return function()
+
+
+def images(batch_size: int = 3, size: int = 32, seed: int = 5) -> Tensor:
+    """(B, 3, size, size) normal noise."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch_size, 3, size, size, generator=generator)
+
+
+def plain_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    return model.loss(batch['inputs'], batch['data_samples'])
+
+
+def total(losses: dict[str, Any]) -> Tensor:
+    """Sum of the entries that the Runner optimises: those with 'loss' in their name."""
+    return sum(value for name, value in losses.items() if 'loss' in name)
+
+
+def pixel_target_saliency(model: nn.Module, batch: Batch) -> Tensor:
+    """(B, L) absolute gradient of the loss with respect to each token's target.
+
+    For heads whose loss module is called with (pred, target, mask) on supervised rows.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def watch(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        pred, target, *rest = args
+        seen['target'] = target.detach().requires_grad_()
+        return (pred, seen['target'], *rest)
+
+    handle = model.head.loss_module.register_forward_pre_hook(watch)
+    total(plain_losses(model, batch)).backward()
+    handle.remove()
+    partial = model.neck.partial
+    rows = seen['target'].grad.abs().sum(-1)
+    length = partial.grid[0] * partial.grid[1]
+    return rows.new_zeros(rows.shape[0], length).scatter(1, partial.supervised_index, rows)
+
+
+@dataclass(frozen=True)
+class Case:
+    """See the module docstring.
+
+    Attributes:
+        name: shown in test ids.
+        build: the framework's own model, small, with initialised weights; called under a seed.
+        batch: a fixed batch ``dict(inputs, data_samples)``.
+        ratio: a throw ratio to test with.
+        invalid_ratio: one at or above the mask ratio, or None where masks are ragged.
+        heavy: the module of the attached model whose input's token axis is looked at.
+        tokens_seen: from that module's input, the number of tokens per image.
+        expected_tokens: prefix + present tokens per image at ``ratio``.
+        saving: MACs per image that throwing saves at ``ratio`` against the framework, closed
+            form from the layer shapes, without aggregation.
+        saliency: (B, L) dependence of the loss on each token's target.
+        losses: runs the loss path of a model.
+        equals_at_zero: False where upstream has a defect that the adapter mends (say which).
+        checkpointing: (attribute path, value) pairs that switch on activation checkpointing.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    batch: Callable[[], Batch]
+    ratio: float
+    invalid_ratio: float | None
+    heavy: Callable[[nn.Module], nn.Module]
+    expected_tokens: int
+    saving: float
+    tokens_seen: Callable[[Any], int] = lambda args: args[0].shape[1]
+    saliency: Callable[[nn.Module, Batch], Tensor] = pixel_target_saliency
+    losses: Callable[[nn.Module, Batch], dict[str, Tensor]] = plain_losses
+    equals_at_zero: bool = True
+    checkpointing: tuple[tuple[str, Any], ...] = ()
+
+    def model(self) -> nn.Module:
+        """The framework's model, always with the same weights."""
+        return seeded(self.build)
+
+    def loss(self, model: nn.Module, seed: int = 1) -> Tensor:
+        """The loss that the Runner would optimise, under a fixed seed."""
+        return total(seeded(lambda: self.losses(model, self.batch()), seed))
