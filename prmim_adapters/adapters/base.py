@@ -44,21 +44,21 @@ class Adapter(ABC):
 
     @classmethod
     @abstractmethod
-    def grid(cls, model: nn.Module) -> Grid:
+    def grid(cls, model: Any) -> Grid:
         """(H, W) in tokens; raises ValueError where the model's sizes disagree."""
 
     @classmethod
     @abstractmethod
-    def width(cls, model: nn.Module) -> int:
+    def width(cls, model: Any) -> int:
         """Channels of the features from which thrown tokens are reconstructed."""
 
     @classmethod
-    def num_masked(cls, model: nn.Module) -> int | None:
+    def num_masked(cls, model: Any) -> int | None:
         """Masked tokens per image if the model makes its own masks, None if the data do."""
         return None
 
     @classmethod
-    def num_prefix(cls, model: nn.Module) -> int:
+    def num_prefix(cls, model: Any) -> int:
         """Prefix tokens (cls, registers) before the patch tokens in the heavy network."""
         return 0
 
@@ -234,7 +234,7 @@ def _build_sampler(spec: Spec) -> Sampler:
     return functools.partial(function, **options) if options else function
 
 
-def _build_aggregator(spec: Spec, adapter: type[Adapter], model: nn.Module) -> nn.Module:
+def _build_aggregator(spec: Any, adapter: type[Adapter], model: nn.Module) -> nn.Module:
     name, options = _name_and_options('aggregator', spec)
     if name == 'cross_attention' and not adapter.absolute_positions:
         options.setdefault('key_positions', True)
@@ -243,7 +243,7 @@ def _build_aggregator(spec: Spec, adapter: type[Adapter], model: nn.Module) -> n
     return module.to(device=reference.device, dtype=reference.dtype).train(model.training)
 
 
-def _name_and_options(kind: str, spec: Spec) -> tuple[str, dict[str, Any]]:
+def _name_and_options(kind: str, spec: Any) -> tuple[str, dict[str, Any]]:
     if isinstance(spec, str):
         return spec, {}
     if isinstance(spec, dict) and isinstance(spec.get('type'), str):

@@ -83,6 +83,7 @@ class PRMIMHead(MIMHead):
 
     def loss(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Upstream's loss: pred (B, n, D), target (B, L, D), mask (B, L)."""
+        assert mask is not None, 'EVA always hands its mask on'
         mask = self.partial.at_supervised(self.partial.loss_mask(mask))
         return super().loss(pred, self.partial.at_supervised(target), mask)
 

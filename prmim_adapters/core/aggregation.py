@@ -58,7 +58,7 @@ class CrossAttention(nn.Module):
                 f'cross_attention: inner={inner} must be a positive multiple of heads={heads}'
             )
         self.grid, self.heads, self.sources = grid, heads, _checked_sources(sources)
-        self.neighbours = _checked_neighbours(neighbours)
+        self.neighbours = None if neighbours is None else _checked_neighbours(neighbours)
         self.query = nn.Linear(width, inner)
         self.key_value = nn.Linear(width, 2 * inner)
         self.key_position = nn.Linear(width, inner, bias=False) if key_positions else None
@@ -238,7 +238,7 @@ def _checked_sources(sources: str) -> str:
     return sources
 
 
-def _checked_neighbours(neighbours: int | None) -> int | None:
-    if neighbours is not None and neighbours < 1:
+def _checked_neighbours(neighbours: int) -> int:
+    if neighbours < 1:
         raise ValueError(f'neighbours={neighbours} must be at least 1')
     return neighbours

@@ -85,8 +85,8 @@ def partition_tokens(
     if not 0 <= num_thrown < max(num_masked, 1):
         raise ValueError(
             f'cannot throw {num_thrown} tokens per image: the mask has {num_masked} masked tokens '
-            f'of {mask.shape[1]}, so 0 to {max(num_masked - 1, 0)} can be thrown; lower throw_ratio '
-            'or raise the mask ratio'
+            f'of {mask.shape[1]}, so 0 to {max(num_masked - 1, 0)} can be thrown; lower '
+            'throw_ratio or raise the mask ratio'
         )
     num_kept = num_masked - num_thrown
     kept = mask if num_thrown == 0 else sampler(mask, num_kept, grid, generator)

@@ -70,7 +70,7 @@ def batch(size: int = 32):
 
 
 def decoder_saving(out: int, prefix: int, before: int = 65) -> float:
-    """64 tokens, 48 masked, 32 thrown: embedding of mask tokens is free, blocks see fewer tokens."""
+    """64 tokens, 48 masked, 32 thrown: the blocks see fewer; only masked ones are predicted."""
     width, depth, after = 32, 2, 32 + prefix
     blocks = depth * ((before - after) * 12 * width**2 + 2 * (before**2 - after**2) * width)
     norms = 5 * width * (before - after) * (2 * depth + 1)
