@@ -21,7 +21,7 @@ export PATH := $(abspath $(bin)):$(PATH)
 pretrain: $(environment) data/demo/done
 	mim train mmpretrain $(CONFIG) --work-dir $(WORK)
 	prmim cost $(CONFIG)
-	prmim show $(CONFIG) $$(cat $(WORK)/last_checkpoint) data/demo/val/*/256_064_*.png \
+	prmim show $(CONFIG) $$(cat $(WORK)/last_checkpoint) data/demo/val/*/128_*.png \
 		--out $(WORK)/reconstruction.png
 
 test: $(environment)

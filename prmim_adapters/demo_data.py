@@ -32,8 +32,8 @@ PHOTOGRAPHS = {
         'chelsea': 'CC0 (Stefan van der Walt)',
     },
 }
-#: Shorter side of a photograph before it is cut, in pixels: details, and whole objects.
-SCALES = (512, 256)
+#: Shorter side of a photograph before it is cut, in pixels: details, objects, the whole of it.
+SCALES = (512, 256, 128)
 
 
 def make_tiles(root: Path, size: int = 128, stride: int = 64) -> dict[str, int]:

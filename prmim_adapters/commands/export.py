@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prmim export CKPT OUT``: the encoder of a checkpoint under timm's names, as safetensors."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command('export')
+@click.argument('checkpoint', type=click.Path(exists=True, dir_okay=False))
+@click.argument('out', type=click.Path(dir_okay=False))
+@click.option('--config', default=None, help='Training config; by default the one in CHECKPOINT.')
+@click.option(
+    '--encoder', default='backbone', show_default=True, help='Dotted name of the encoder.'
+)
+@click.option('--json', 'as_json', is_flag=True, help='Print what was written as JSON.')
+def export(checkpoint: str, out: str, config: str | None, encoder: str, as_json: bool) -> None:
+    """Write the encoder of CHECKPOINT to OUT (.safetensors) for timm.
+
+    The features of both models are compared first, and nothing is written if they differ.
+    """
+    from ..export import export_encoder
+
+    try:
+        report = export_encoder(checkpoint, out, config, encoder)
+    except (ValueError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    click.echo(
+        f'{out}: timm {report["timm"]}, {report["tensors"]} tensors, '
+        f'{report["parameters"] / 1e6:.2f} M parameters; features differ by at most '
+        f'{report["difference"]:.1e} of the largest'
+    )

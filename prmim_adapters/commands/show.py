@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prmim show CONFIG CKPT IMAGES...``: pictures of what was masked, kept, thrown, reconstructed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command('show')
+@click.argument('config', type=click.Path(exists=True, dir_okay=False))
+@click.argument('checkpoint')
+@click.argument('images', nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option('--out', default='reconstruction.png', show_default=True, help='Picture to write.')
+@click.option('--seed', default=0, show_default=True, help='Of the masks.')
+@click.option('--side', default=192, show_default=True, help='Height of a panel in pixels.')
+@click.option(
+    '--throw-ratio', type=float, default=None, help="In place of the config's (weights stay)."
+)
+def show(
+    config: str, checkpoint: str, images: tuple[str, ...], out: str, seed: int, side: int,
+    throw_ratio: float | None,
+) -> None:
+    """Draw original, visible patches, kept and thrown patches, and reconstruction of IMAGES.
+
+    CONFIG is a pre-training config of type PRMIM and CHECKPOINT one of its checkpoints. A model
+    that predicts features instead of pixels has no reconstruction to show.
+    """
+    from mmengine.config import Config
+
+    from ..visualization import load_images, load_model, observe, panels
+
+    settings = Config.fromfile(config)
+    if throw_ratio is not None:
+        settings.model.throw_ratio = throw_ratio
+    try:
+        model = load_model(settings, checkpoint)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+    observation = observe(model, load_images(settings, images, seed), seed)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    panels(observation, side).save(out)
+    click.echo(f'{len(images)} images -> {out}')

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The encoder of a pre-training checkpoint as a timm model: renamed, written, verified."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .converter import Converter
+
+#: Largest difference of features, relative to their largest value, that counts as equal in fp32.
+TOLERANCE = 1e-4
+
+
+def export_encoder(
+    checkpoint: str | Path,
+    out: str | Path,
+    config: str | Path | None = None,
+    encoder: str = 'backbone',
+) -> dict[str, Any]:
+    """Write the encoder's weights under timm's names, after checking that features agree.
+
+    Args:
+        checkpoint: file that mmengine's CheckpointHook wrote.
+        out: ``.safetensors`` file to write. ``timm.create_model(name, num_classes=0,
+            checkpoint_path=out)`` loads it where timm has a model of these sizes.
+        config: training config; by default its text in the checkpoint is read (not executed).
+        encoder: dotted name of the encoder in the model, such as ``teacher.module.backbone``.
+
+    Returns:
+        ``dict(timm, tensors, parameters, difference)``: class name and arguments of the timm
+        model, what was written, and the largest relative difference of features on noise images.
+
+    Raises:
+        ValueError: the checkpoint has no such encoder or no config, no converter knows the
+            encoder's class, or the features differ; nothing is written then.
+    """
+    from mmengine.runner import CheckpointLoader
+    from safetensors.torch import save_file
+
+    from ..openmmlab import compat
+
+    compat.apply()
+    content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
+    backbone = build_encoder(_model_config(content, config, checkpoint), encoder)
+    prefix = f'{encoder}.'
+    weights = content.get('state_dict', content)
+    weights = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+    if not weights:
+        raise ValueError(f'{checkpoint} has no weights under {encoder!r}; name the encoder in it')
+    backbone.load_state_dict(weights)
+    model, converted, difference = to_timm(backbone)
+    metadata = dict(format='pt', timm_class=type(model).__qualname__, source=str(checkpoint))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in converted.items()}, str(out), metadata)
+    return dict(
+        timm=type(model).__qualname__,
+        tensors=len(converted),
+        parameters=sum(v.numel() for v in converted.values()),
+        difference=difference,
+    )
+
+
+def to_timm(backbone: nn.Module) -> tuple[nn.Module, dict[str, Tensor], float]:
+    """Convert a backbone of mmpretrain or of this package.
+
+    Returns:
+        The timm model with the weights loaded, its state dict, and the largest difference of
+        features on noise images relative to the largest feature.
+
+    Raises:
+        ValueError: no converter for this class, or the features differ by more than TOLERANCE.
+    """
+    converter = find_converter(backbone)
+    model = converter.build(backbone).eval()
+    weights = converter.convert(backbone.state_dict(), backbone)
+    initial = model.state_dict()
+    weights |= {k: v for k, v in initial.items() if k.startswith(converter.untrained)}
+    model.load_state_dict(weights)
+    backbone.eval()  # mmpretrain's returns None
+    difference = _difference(converter, backbone, model)
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f'features of {type(backbone).__name__} and timm {type(model).__name__} differ by '
+            f'{difference:.2g} of their largest value (allowed: {TOLERANCE:g}); not exported'
+        )
+    return model, weights, difference
+
+
+def find_converter(backbone: nn.Module) -> Converter:
+    """The converter of the nearest known parent class.
+
+    Raises:
+        ValueError: there is none; lists those there are.
+    """
+    from mmpretrain.models import BEiTViT, SwinTransformer, VisionTransformer
+
+    from ..frameworks.fcmae import FCMAEConvNeXt
+    from . import convnext, swin, vit
+
+    known = {
+        VisionTransformer: vit.VIT,
+        BEiTViT: vit.BEIT,
+        SwinTransformer: swin.SWIN,
+        FCMAEConvNeXt: convnext.CONVNEXT,
+    }
+    for cls in type(backbone).__mro__:
+        if cls in known:
+            return known[cls]
+    names = ', '.join(cls.__name__ for cls in known)
+    raise ValueError(f'no timm counterpart for {type(backbone).__name__}; known: {names}')
+
+
+def build_encoder(model_config: dict[str, Any], encoder: str = 'backbone') -> nn.Module:
+    """Build the encoder that a model config names, with random weights.
+
+    Args:
+        model_config: ``model`` of a training config; of type PRMIM or the framework's own.
+        encoder: dotted name; the part behind the last dot is looked up in the config.
+    """
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import MODELS
+
+    from .. import openmmlab  # noqa: F401, registers this package's backbones
+
+    init_default_scope('mmpretrain')
+    settings = model_config.get('framework', model_config)
+    name = encoder.rsplit('.', 1)[-1]
+    if name not in settings:
+        raise ValueError(f'the config has no {name!r} in its model; it has {", ".join(settings)}')
+    return MODELS.build({k: v for k, v in settings[name].items() if k != 'init_cfg'})
+
+
+@torch.no_grad()
+def _difference(converter: Converter, backbone: nn.Module, model: nn.Module) -> float:
+    height, width = _image_size(backbone)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, height, width, generator=generator)
+    ours, theirs = converter.features(backbone, images), model.forward_features(images)
+    if ours.shape != theirs.shape:
+        return float('inf')
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def _image_size(backbone: Any) -> tuple[int, int]:
+    if not hasattr(backbone, 'img_size'):  # Swin
+        patch = backbone.patch_embed.projection.kernel_size
+        height, width = (n * p for n, p in zip(backbone.patch_resolution, patch, strict=True))
+        return height, width
+    size = backbone.img_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _model_config(
+    content: dict[str, Any], config: str | Path | None, checkpoint: str | Path
+) -> dict[str, Any]:
+    if config is not None:
+        from mmengine.config import Config
+
+        return Config.fromfile(str(config)).model.to_dict()
+    text = content.get('meta', {}).get('cfg')
+    if not isinstance(text, str):
+        raise ValueError(f'{checkpoint} holds no config; give the training config with --config')
+    return read_literal(text, 'model')
+
+
+def read_literal(text: str, name: str) -> Any:
+    """Value of ``name`` in the text of a config, without executing it.
+
+    Checkpoints may come from elsewhere, so only literals and ``dict(...)`` are understood.
+
+    Raises:
+        ValueError: no such name, or its value is made by anything else.
+    """
+    for statement in ast.parse(text).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
+            return _literal(statement.value)
+    raise ValueError(f'the config in the checkpoint has no {name!r}; give it with --config')
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'dict' and not node.args:
+        return {str(keyword.arg): _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {
+            ast.literal_eval(key): _literal(value)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if key is not None
+        }
+    if isinstance(node, (ast.List, ast.Tuple)):
+        items = [_literal(item) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
+    return ast.literal_eval(node)

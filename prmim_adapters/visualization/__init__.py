@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of what a model masked, kept, threw and reconstructed."""
+
+from .load import load_images, load_model
+from .observe import KEPT, THROWN, VISIBLE, Observation, observe
+from .panels import panels
+
+__all__ = [
+    'KEPT',
+    'THROWN',
+    'VISIBLE',
+    'Observation',
+    'load_images',
+    'load_model',
+    'observe',
+    'panels',
+]

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model, weights and images for pictures, from a training config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import Compose
+from mmengine.config import Config
+from mmengine.dataset import default_collate
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from mmpretrain.registry import MODELS
+from PIL import Image
+from torch import nn
+
+from ..accounting.batch import seeded
+from ..adapters import partial_of
+
+#: Augmentations that a picture does without.
+_DROPPED = ('RandomFlip', 'ColorJitter', 'RandomGrayscale', 'GaussianBlur', 'Solarize')
+#: Random crops, in whose place the middle of the image is taken.
+_CROPS = ('RandomResizedCrop', 'MAERandomResizedCrop')
+
+
+def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
+    """Build the config's model as the Runner does, on the CPU, with a checkpoint's weights.
+
+    Args:
+        config: a pre-training config whose model is of type PRMIM.
+        checkpoint: file or URL that mmengine's loader takes; None keeps the initial weights.
+
+    Raises:
+        ValueError: the model has no partial reconstruction attached, or the checkpoint lacks
+            weights of it or has others.
+    """
+    init_default_scope(config.get('default_scope', 'mmpretrain'))
+    settings = dict(config.model)
+    if config.get('data_preprocessor') is not None:
+        settings.setdefault('data_preprocessor', config.data_preprocessor)
+    model = MODELS.build(settings)
+    partial_of(model)
+    if checkpoint is None:
+        model.init_weights()
+        return model
+    try:
+        load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+    except RuntimeError as error:
+        raise ValueError(f'{checkpoint} is not a checkpoint of {config.filename}: {error}') from error
+    return model
+
+
+def load_images(config: Config, images: Sequence[str | Path], seed: int = 0) -> dict[str, Any]:
+    """A collated batch of image files, cropped to the middle at the size of training.
+
+    The masks that the config's pipeline draws are drawn; its augmentations are left out.
+
+    Args:
+        config: whose ``train_dataloader.dataset.pipeline`` is used.
+        images: image files of any size.
+        seed: of the masks.
+
+    Returns:
+        ``dict(inputs, data_samples)``, before the data preprocessor.
+    """
+    init_default_scope(config.get('default_scope', 'mmpretrain'))
+    steps: list[dict[str, Any]] = []
+    for step in config.train_dataloader.dataset.pipeline:
+        name = step['type'].split('/')[-1].split('.')[-1]
+        if name in _CROPS:
+            steps += [
+                dict(type='ResizeEdge', scale=step['scale'], edge='short', backend='pillow'),
+                dict(type='CenterCrop', crop_size=step['scale']),
+            ]
+        elif name not in (*_DROPPED, 'LoadImageFromFile'):
+            steps.append(step)
+    pipeline = Compose(steps)
+    with seeded(seed):
+        return default_collate([pipeline(_sample(path)) for path in images])
+
+
+def _sample(path: str | Path) -> dict[str, Any]:
+    """What LoadImageFromFile gives; grey and palette images become BGR as well."""
+    pixels = np.asarray(Image.open(path).convert('RGB'))[..., ::-1].copy()
+    return dict(
+        img=pixels, img_path=str(path), img_shape=pixels.shape[:2], ori_shape=pixels.shape[:2],
+        gt_label=0, sample_idx=0,
+    )

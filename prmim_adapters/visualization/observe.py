@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run an attached model's own loss path and note what it masked, kept, threw and predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..accounting.batch import seeded
+from ..adapters import partial_of
+from ..core import TokenPartition, scatter_tokens
+
+VISIBLE, KEPT, THROWN = range(3)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one batch looked like inside the model.
+
+    Attributes:
+        images: (B, 3, H, W) in [0, 1], RGB, as the model saw them.
+        roles: (B, h, w) int64 on the patch grid: VISIBLE, KEPT or THROWN.
+        reconstruction: (B, 3, H, W) in [0, 1]: visible patches as they are, predictions at masked
+            ones, NaN at masked ones that the model does not predict (plain partial reconstruction).
+            None if the model predicts features rather than pixels.
+    """
+
+    images: Tensor
+    roles: Tensor
+    reconstruction: Tensor | None
+
+
+@torch.no_grad()
+def observe(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> Observation:
+    """Run ``model.loss`` on a batch and look at it.
+
+    Where the target is normalised per patch (``norm_pix``), the prediction is shown with the mean
+    and variance of the true patch, which the model does not know: colours are then the image's.
+
+    Args:
+        model: attached mmpretrain algorithm; left in the mode it came in.
+        batch: collated ``dict(inputs, data_samples)``, before the data preprocessor.
+        seed: of the mask, where the model draws it.
+
+    Raises:
+        ValueError: nothing is attached to the model.
+    """
+    partial = partial_of(model)
+    training = model.training
+    model.eval()
+    try:
+        with seeded(seed), _recorded(model) as (partitions, losses):
+            data = model.data_preprocessor(batch, False)
+            model(**data, mode='loss')
+    finally:
+        model.train(training)
+    inputs = data['inputs']
+    inputs = inputs[0] if isinstance(inputs, (list, tuple)) else inputs
+    partition = partitions[0]
+    size = inputs.shape[0]
+    partition = TokenPartition(
+        partition.visible[:size], partition.kept[:size], partition.thrown[:size], partition.grid
+    )
+    roles = _roles(partition)
+    images = _to_rgb(model, inputs)
+    reconstruction = None
+    predicted = losses[0][0] if losses else None
+    if predicted is not None and predicted.dim() == 3 and predicted.shape[1] != partition.length:
+        # Adapters predict supervised tokens only.
+        predicted = scatter_tokens(predicted, partial.supervised(partition), partition.length)
+    if predicted is not None:
+        predicted = _predicted_pixels(model, inputs, predicted)
+    if predicted is not None:
+        unknown = torch.zeros_like(roles, dtype=torch.bool)
+        if not partial.supervises_thrown:
+            unknown = roles == THROWN
+        reconstruction = _composed(images, _to_rgb(model, predicted), roles, unknown)
+    return Observation(images, roles, reconstruction)
+
+
+@contextmanager
+def _recorded(model: nn.Module) -> Iterator[tuple[list[TokenPartition], list[tuple]]]:
+    """Lists that fill with the partitions and with the arguments of the loss module."""
+    partial = partial_of(model)
+    partitions: list[TokenPartition] = []
+    losses: list[tuple] = []
+    split = partial.split
+
+    def recording_split(*args: Any, **kwargs: Any) -> TokenPartition:
+        partitions.append(split(*args, **kwargs))
+        return partitions[-1]
+
+    partial.__dict__['split'] = recording_split
+    loss_module = getattr(getattr(model, 'head', None), 'loss_module', None)
+    handle = None
+    if isinstance(loss_module, nn.Module):
+        handle = loss_module.register_forward_pre_hook(lambda _, args: losses.append(args))
+    try:
+        yield partitions, losses
+    finally:
+        del partial.__dict__['split']
+        if handle is not None:
+            handle.remove()
+
+
+def _roles(partition: TokenPartition) -> Tensor:
+    roles = torch.full(
+        (partition.visible.shape[0], partition.length), VISIBLE, device=partition.visible.device
+    )
+    roles.scatter_(1, partition.kept, KEPT)
+    roles.scatter_(1, partition.thrown, THROWN)
+    return roles.unflatten(1, partition.grid)
+
+
+def _to_rgb(model: nn.Module, normalised: Tensor) -> Tensor:
+    """Undo the data preprocessor's normalisation: (B, 3, H, W) -> the same in [0, 1]."""
+    preprocessor = model.data_preprocessor
+    if getattr(preprocessor, '_enable_normalize', False):
+        normalised = normalised * preprocessor.std + preprocessor.mean
+    return (normalised / 255).clamp(0, 1)
+
+
+def _predicted_pixels(model: nn.Module, inputs: Tensor, predicted: Tensor) -> Tensor | None:
+    """(B, 3, H, W) in the normalised space of ``inputs``; None for predictions of features."""
+    head = model.head
+    if predicted.shape == inputs.shape:
+        return predicted
+    if not hasattr(head, 'unpatchify') or not hasattr(head, 'patchify'):
+        return None
+    if getattr(head, 'norm_pix', False):
+        patches = head.patchify(inputs)
+        mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
+        predicted = predicted * (variance + 1e-6) ** 0.5 + mean
+    return head.unpatchify(predicted)
+
+
+def _composed(images: Tensor, predicted: Tensor, roles: Tensor, unknown: Tensor) -> Tensor:
+    masked, unknown = (
+        F.interpolate(flag[:, None].float(), size=images.shape[-2:], mode='nearest').bool()
+        for flag in (roles != VISIBLE, unknown)
+    )
+    return torch.where(masked, predicted, images).masked_fill(unknown, torch.nan)

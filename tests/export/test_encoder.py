@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported encoders give timm the features that mmpretrain gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from click.testing import CliRunner
+from mmpretrain.registry import MODELS
+from mmpretrain.utils import register_all_modules
+from safetensors.torch import load_file
+
+import prmim_adapters.openmmlab  # noqa: F401
+from prmim_adapters.commands.export import export
+from prmim_adapters.export import encoder as encoder_module
+from prmim_adapters.export import export_encoder, to_timm
+from prmim_adapters.export.encoder import read_literal
+
+VIT_ARCH = dict(embed_dims=48, num_layers=2, num_heads=3, feedforward_channels=96)
+VIT = dict(arch=VIT_ARCH, img_size=64, patch_size=16)
+SWIN_ARCH = dict(embed_dims=8, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8])
+BACKBONES: dict[str, dict[str, Any]] = {
+    'mae': dict(type='MAEViT', **VIT),
+    'mae, not square': dict(type='MAEViT', arch=VIT_ARCH, img_size=(32, 64), patch_size=16),
+    'mff': dict(type='MFFViT', out_indices=[0, 1], **VIT),
+    'maskfeat': dict(type='MaskFeatViT', **VIT),
+    'beit': dict(type='BEiTPretrainViT', **VIT),
+    'simmim vit': dict(type='SimMIMViT', **VIT),
+    'ibot': dict(type='IBOTViT', layer_scale_init_value=0.1, **VIT),
+    'simmim swin': dict(
+        type='SimMIMSwinTransformer', arch=SWIN_ARCH, img_size=192,
+        stage_cfgs=dict(block_cfgs=dict(window_size=6)),
+    ),
+    'fcmae': dict(
+        type='FCMAEConvNeXt', img_size=64,
+        arch=dict(depths=[1, 1, 2, 1], channels=[8, 16, 32, 64]),
+    ),
+}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def scope() -> None:
+    register_all_modules()
+
+
+def random_backbone(config: dict[str, Any]) -> torch.nn.Module:
+    """Every weight at random: nothing is equal because it is still zero or one."""
+    torch.manual_seed(0)
+    backbone = MODELS.build(config)
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return backbone
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_features_agree(name: str) -> None:
+    _, _, difference = to_timm(random_backbone(BACKBONES[name]))
+    assert difference < 5e-6
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_a_wrong_weight_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swap two channels of one converted matrix: the export refuses."""
+    backbone = random_backbone(BACKBONES[name])
+    converter = encoder_module.find_converter(backbone)
+
+    def swapped(state_dict: dict[str, torch.Tensor], backbone: Any) -> dict[str, torch.Tensor]:
+        weights = converter.convert(state_dict, backbone)
+        key = next(k for k in weights if k.endswith('mlp.fc1.weight'))
+        weights[key] = weights[key].roll(1, dims=1)
+        return weights
+
+    wrong = encoder_module.Converter(
+        converter.build, swapped, converter.features, converter.untrained
+    )
+    monkeypatch.setattr(encoder_module, 'find_converter', lambda _: wrong)
+    with pytest.raises(ValueError, match='differ by'):
+        to_timm(backbone)
+
+
+def test_unknown_encoder_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match='no timm counterpart for ResNet; known: VisionTransf'):
+        to_timm(MODELS.build(dict(type='ResNet', depth=18)))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """As mmengine writes one, of a deit-tiny MAE with partial reconstruction."""
+    backbone_config = dict(type='MAEViT', arch='deit-tiny', img_size=224, patch_size=16)
+    backbone = random_backbone(backbone_config)
+    state = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
+    state['neck.mask_token'] = torch.zeros(1, 1, 32)
+    model = dict(type="PRMIM", framework=dict(backbone=backbone_config))
+    text = f"work_dir = print()\nmodel = {model!r}\n"
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict=state, meta=dict(cfg=text)), path)
+    return path
+
+
+def test_timm_create_model_reads_the_file(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / 'encoder.safetensors'
+    report = export_encoder(checkpoint, out)
+    assert report['timm'] == 'VisionTransformer'
+    model = timm.create_model('vit_tiny_patch16_224', num_classes=0, checkpoint_path=str(out))
+    images = torch.randn(1, 3, 224, 224)
+    backbone = random_backbone(dict(type='MAEViT', arch='deit-tiny', img_size=224, patch_size=16))
+    backbone.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.eval().forward_features(images), backbone(images, mask=None)[-1],
+            rtol=1e-4, atol=1e-4,
+        )
+    assert report['parameters'] == sum(v.numel() for v in load_file(out).values())
+
+
+def test_command(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / 'encoder.safetensors'
+    result = CliRunner().invoke(export, [str(checkpoint), str(out)])
+    assert result.exit_code == 0, result.output
+    assert 'timm VisionTransformer, 150 tensors, 5.52 M parameters' in result.output
+    wrong = CliRunner().invoke(export, [str(checkpoint), str(out), '--encoder', 'teacher'])
+    assert wrong.exit_code == 1
+    assert "no 'teacher' in its model" in wrong.output
+
+
+def test_config_text_is_read_not_executed(tmp_path: Path) -> None:
+    marker = tmp_path / 'executed'
+    text = f'model = dict(type=open({str(marker)!r}, "w"))\n'
+    with pytest.raises(ValueError, match='malformed node'):
+        read_literal(text, 'model')
+    assert not marker.exists()
+    assert read_literal('model = dict(a=[1, -2.5, None], b={"c": (True, "d")})', 'model') == {
+        'a': [1, -2.5, None], 'b': {'c': (True, 'd')},
+    }

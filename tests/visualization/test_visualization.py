@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the pictures show is what the model did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from mmengine.config import Config
+from PIL import Image
+
+from prmim_adapters.adapters import partial_of
+from prmim_adapters.commands.show import show
+from prmim_adapters.visualization import (
+    KEPT,
+    THROWN,
+    VISIBLE,
+    load_images,
+    load_model,
+    observe,
+    panels,
+)
+
+DEMO = Path(__file__).parents[2] / 'configs' / 'mmpretrain' / '_demo_' / 'mae_prmim_demo.py'
+
+
+@pytest.fixture
+def config() -> Callable[..., Config]:
+    """The demo config with changes to its model."""
+
+    def build(**changes: Any) -> Config:
+        config = Config.fromfile(DEMO)
+        config.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
+        return config
+
+    return build
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[str]:
+    """A colour photograph's worth of noise and a grey one, in other sizes than the model's."""
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / 'colour.png', tmp_path / 'grey.png']
+    Image.fromarray(rng.integers(0, 255, (120, 180, 3), dtype=np.uint8)).save(paths[0])
+    Image.fromarray(rng.integers(0, 255, (96, 96), dtype=np.uint8)).save(paths[1])
+    return [str(path) for path in paths]
+
+
+def test_roles_are_the_partition(config: Callable[..., Config], images: list[str]) -> None:
+    settings = config(throw_ratio=0.5)
+    observation = observe(load_model(settings), load_images(settings, images))
+    counts = [(observation.roles == role).sum(dim=(1, 2)).tolist() for role in range(3)]
+    assert counts == [[36, 36], [36, 36], [72, 72]]  # 144 tokens: 75 % masked, half thrown
+
+
+def test_visible_pixels_are_the_image(config: Callable[..., Config], images: list[str]) -> None:
+    """Un-normalised pixels are those of the file: 96 px, so the crop takes all of it."""
+    settings = config()
+    observation = observe(load_model(settings), load_images(settings, images))
+    grey = torch.from_numpy(np.asarray(Image.open(images[1]))) / 255
+    torch.testing.assert_close(observation.images[1, 0], grey, rtol=0, atol=1e-6)
+    visible = (observation.roles == VISIBLE).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    assert observation.reconstruction is not None
+    same = (observation.reconstruction == observation.images).all(dim=1)
+    assert same[visible].all()
+    assert same[~visible].float().mean() < 0.05
+
+
+@pytest.mark.parametrize('norm_pix', [True, False])
+def test_reconstruction_of_a_perfect_prediction_is_the_image(
+    config: Callable[..., Config], images: list[str], norm_pix: bool
+) -> None:
+    """With the targets in place of the predictions, every pixel comes back where it was."""
+    settings = config(**{'framework.head.norm_pix': norm_pix})
+    model = load_model(settings)
+    hook = model.head.loss_module.register_forward_pre_hook(
+        lambda _, args: (args[1], args[1], *args[2:])
+    )
+    observation = observe(model, load_images(settings, images))
+    hook.remove()
+    torch.testing.assert_close(
+        observation.reconstruction, observation.images, rtol=0, atol=1e-5
+    )
+
+
+def test_plain_partial_reconstruction_leaves_thrown_patches_open(
+    config: Callable[..., Config], images: list[str]
+) -> None:
+    settings = config(aggregator=None, sampler='random')
+    observation = observe(load_model(settings), load_images(settings, images))
+    assert observation.reconstruction is not None
+    unknown = observation.reconstruction.isnan().all(dim=1)
+    thrown = (observation.roles == THROWN).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    torch.testing.assert_close(unknown, thrown)
+
+
+def test_observing_changes_nothing(config: Callable[..., Config], images: list[str]) -> None:
+    settings = config()
+    model = load_model(settings).train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    first = observe(model, load_images(settings, images), seed=3)
+    second = observe(model, load_images(settings, images), seed=3)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert model.training
+    assert 'split' not in partial_of(model).__dict__
+    assert not model.head.loss_module._forward_pre_hooks
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    assert torch.equal(first.roles, second.roles)
+    assert not torch.equal(first.roles, observe(model, load_images(settings, images), 4).roles)
+
+
+def test_panels_show_the_roles(config: Callable[..., Config], images: list[str]) -> None:
+    """Middle of a patch: the colour of its role in the map, grey where hidden."""
+    settings = config()
+    observation = observe(load_model(settings), load_images(settings, images))
+    sheet = np.asarray(panels(observation, side=96))
+    top, left, step = 22 + 6, 6, 96 + 6  # header + gap, gap, panel + gap
+    expected = {KEPT: (31, 102, 184), THROWN: (245, 168, 64)}
+    for index in range(2):
+        for row, column in [(0, 0), (5, 7), (11, 11), (3, 9)]:
+            y, x = top + index * step + row * 8 + 4, left + column * 8 + 4
+            role = int(observation.roles[index, row, column])
+            if role == VISIBLE:
+                np.testing.assert_array_equal(sheet[y, x + step], sheet[y, x])
+            else:
+                assert tuple(sheet[y, x + step]) == (204, 204, 204)
+                assert tuple(sheet[y, x + 2 * step]) == expected[role]
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    path = tmp_path / 'other.pth'
+    torch.save({'state_dict': {'backbone.cls_token': torch.zeros(1, 1, 192)}}, path)
+    with pytest.raises(ValueError, match=r'is not a checkpoint of (?s:.*)missing keys'):
+        load_model(config(), str(path))
+
+
+def test_command(config: Callable[..., Config], images: list[str], tmp_path: Path) -> None:
+    checkpoint, out = tmp_path / 'epoch.pth', tmp_path / 'pictures' / 'out.png'
+    torch.save({'state_dict': load_model(config()).state_dict()}, checkpoint)
+    arguments = [str(DEMO), str(checkpoint), *images, '--out', str(out), '--side', '96']
+    result = CliRunner().invoke(show, arguments)
+    assert result.exit_code == 0, result.output
+    assert Image.open(out).size == (4 * 102 + 6, 2 * 102 + 6 + 22)
