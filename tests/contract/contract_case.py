@@ -7,8 +7,11 @@ A file ``cases/<framework>.py`` defines ``CASES: list[Case]``; the shared bodies
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,3 +104,15 @@ class Case:
     def loss(self, model: nn.Module, seed: int = 1) -> Tensor:
         """The loss that the Runner would optimise, under a fixed seed."""
         return total(seeded(lambda: self.losses(model, self.batch()), seed))
+
+
+def collect() -> list[Case]:
+    """The cases of all frameworks."""
+    found: list[Case] = []
+    for path in sorted((Path(__file__).parent / 'cases').glob('*.py')):
+        spec = importlib.util.spec_from_file_location(f'contract_cases_{path.stem}', path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # so that the classes of a case can be pickled
+        spec.loader.exec_module(module)
+        found += module.CASES
+    return found

@@ -36,7 +36,7 @@ class RandomFeatures(BaseModule):
 
     def __init__(self, patch_size: int = 4, width: int = 16) -> None:
         super().__init__()
-        self.project = torch.nn.Conv2d(3, width, patch_size, patch_size)
+        self.project = torch.nn.Conv2d(3, width, patch_size, patch_size).requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:

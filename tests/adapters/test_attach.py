@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""attach / detach: errors for the user, options, the config type, a framework of the user's own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmpretrain.registry import MODELS
+from torch import nn
+
+import prmim_adapters as prmim
+import prmim_adapters.openmmlab
+from prmim_adapters.adapters import partial_of
+
+CONFIGS = Path(__file__).parents[2] / 'configs' / 'mmpretrain'
+MAE = dict(
+    type='MAE',
+    backbone=dict(
+        type='MAEViT',
+        arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32),
+        img_size=32,
+        patch_size=8,
+    ),
+    neck=dict(
+        type='MAEPretrainDecoder',
+        num_patches=16,
+        patch_size=8,
+        embed_dim=16,
+        decoder_embed_dim=16,
+        decoder_depth=1,
+        decoder_num_heads=2,
+    ),
+    head=dict(
+        type='MAEPretrainHead',
+        patch_size=8,
+        loss=dict(type='PixelReconstructionLoss', criterion='L2'),
+    ),
+)
+
+
+def mae(**changes) -> nn.Module:
+    return MODELS.build({**MAE, **changes})
+
+
+@pytest.mark.parametrize(
+    ('options', 'error', 'message'),
+    [
+        (dict(throw_ratio=-0.1), ValueError, r'throw_ratio=-0.1: must be between 0 and 1'),
+        (dict(throw_ratio=float('nan')), ValueError, r'throw_ratio=nan: must be between 0 and 1'),
+        (dict(throw_ratio=1.5), ValueError, r'throw_ratio=1.5: must be between 0 and 1'),
+        (dict(throw_ratio='0.5'), TypeError, r"throw_ratio='0.5' \(str\): expected a number"),
+        (dict(throw_ratio=True), TypeError, r'throw_ratio=True \(bool\): expected a number'),
+        (
+            dict(throw_ratio=0.75),
+            ValueError,
+            r'throw_ratio=0.75 throws 12 of 16 tokens.*masks 12 of them \(mask ratio 0.75\).*'
+            r'the largest valid one is 0.6875',
+        ),
+        (dict(sampler='furthest'), KeyError, r"unknown sampler 'furthest'.*'farthest'"),
+        (dict(aggregator='attention'), KeyError, r"unknown aggregator 'attention'.*nearest"),
+        (dict(sampler=3), TypeError, r'sampler=3: give a name, or dict\(type=name'),
+        (
+            dict(aggregator=dict(type='cross_attention', heads=3)),
+            ValueError,
+            r'inner=4 must be a positive multiple of heads=3',
+        ),
+        (dict(thrown_weight=-1), ValueError, r'thrown_weight=-1: must be between 0 and inf'),
+        (dict(max_masked_share=2), ValueError, r'max_masked_share=2: must be between 0 and 1'),
+    ],
+)
+def test_bad_options(options, error, message):
+    model = mae()
+    before = [type(m) for m in model.modules()]
+    with pytest.raises(error, match=message):
+        prmim.attach(model, **options)
+    assert [type(m) for m in model.modules()] == before  # nothing half done
+
+
+def test_largest_valid_ratio_works():
+    model = prmim.attach(mae(), throw_ratio=0.6875)
+    assert model.loss(torch.randn(2, 3, 32, 32), None)['loss'].isfinite()
+
+
+def test_no_adapter():
+    with pytest.raises(TypeError, match=r'no adapter for torch.nn.*Linear.*Supported: mmpretrain'):
+        prmim.attach(nn.Linear(2, 2))
+
+
+def test_wrapped_model():
+    with pytest.raises(TypeError, match='attach before wrapping it'):
+        prmim.attach(nn.DataParallel(mae()))
+
+
+def test_changed_decoder_is_named():
+    class MyDecoder(type(mae().neck)):
+        pass
+
+    model = mae()
+    model.neck.__class__ = MyDecoder
+    with pytest.raises(TypeError, match=r'MAE.neck is a .*MyDecoder: MAEAdapter attaches to'):
+        prmim.attach(model)
+    assert not prmim.is_attached(model)
+
+
+def test_subclass_of_a_supported_algorithm():
+    class MyMAE(type(mae())):
+        def loss(self, inputs, data_samples, **kwargs):
+            return {k: 2 * v for k, v in super().loss(inputs, data_samples).items()}
+
+    model = prmim.attach(mae())
+    images = torch.randn(2, 3, 32, 32)
+    torch.manual_seed(0)
+    once = model.loss(images, None)['loss']
+    mine = prmim.attach(MyMAE(**{k: v for k, v in MAE.items() if k != 'type'}))
+    mine.load_state_dict(model.state_dict())
+    torch.manual_seed(0)
+    assert torch.equal(mine.loss(images, None)['loss'], 2 * once)
+
+
+def test_image_not_divisible_by_the_patch():
+    model = mae(backbone={**MAE['backbone'], 'img_size': 36})
+    with pytest.raises(ValueError, match=r'backbone.img_size=\(36, 36\) is not divisible by .*8'):
+        prmim.attach(model)
+
+
+def test_grids_that_disagree():
+    model = mae(neck={**MAE['neck'], 'num_patches': 25})
+    with pytest.raises(ValueError, match=r'4x4 = 16 patches, but neck.num_patches=25: set .*=16'):
+        prmim.attach(model)
+
+
+def test_detach_without_attach():
+    with pytest.raises(ValueError, match='MAE has no partial reconstruction attached'):
+        prmim.detach(mae())
+
+
+def test_attach_again_after_detach():
+    model = prmim.attach(prmim.detach(prmim.attach(mae())), throw_ratio=0.25)
+    assert partial_of(model).num_thrown == 4
+
+
+def test_samplers_and_aggregators_take_options():
+    model = prmim.attach(
+        mae(),
+        sampler=dict(type='farthest', seeds='none'),
+        aggregator=[dict(type='nearest', neighbours=2), 'cross_attention'],
+    )
+    partial = partial_of(model)
+    assert partial.sampler.keywords == dict(seeds='none')
+    assert [type(a).__name__ for a in partial.aggregators] == ['Nearest', 'CrossAttention']
+    assert partial.aggregators[0].neighbours == 2
+    assert model.loss(torch.randn(2, 3, 32, 32), None)['loss'].isfinite()
+
+
+def test_aggregator_follows_the_model():
+    model = prmim.attach(mae().double().eval())
+    aggregator = partial_of(model).aggregators[0]
+    assert aggregator.query.weight.dtype == torch.float64
+    assert not aggregator.training
+
+
+def test_config_type_builds_the_framework_itself():
+    preprocessor = dict(type='SelfSupDataPreprocessor', mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0])
+    config = Config(
+        dict(
+            model=dict(
+                type='PRMIM', framework=MAE, throw_ratio=0.25, data_preprocessor=preprocessor
+            )
+        )
+    )
+    model = MODELS.build(config.model)
+    assert type(model).__name__ == 'MAE' and prmim.is_attached(model)
+    assert model.data_preprocessor.mean.flatten().tolist() == [1.0, 2.0, 3.0]
+    assert partial_of(model).throw_ratio == 0.25
+    own = dict(MAE, data_preprocessor=dict(preprocessor, mean=[0.0, 0.0, 7.0]))
+    model = MODELS.build(dict(type='PRMIM', framework=own, data_preprocessor=preprocessor))
+    assert model.data_preprocessor.mean.flatten().tolist() == [0.0, 0.0, 7.0]
+
+
+@pytest.mark.parametrize(
+    ('name', 'epochs', 'width'), [('vitb', 300, 'b'), ('vitl', 300, 'l'), ('vith', 1600, 'h')]
+)
+def test_configs_change_the_model_only(name, epochs, width):
+    config = Config.fromfile(CONFIGS / f'mae_prmim_{name}.py')
+    assert config.model.type == 'PRMIM' and config.model.throw_ratio == 0.5
+    assert config.model.framework.backbone.arch.startswith(width)
+    assert config.train_cfg.max_epochs == epochs
+    assert config.train_dataloader.batch_size == 512
+    assert config.train_dataloader.collate_fn == dict(type='default_collate')

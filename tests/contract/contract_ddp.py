@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each process of test_distributed.py does."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from contract_case import Case, collect, total
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import prmim_adapters as prmim
+
+
+class LossPath(nn.Module):
+    """What DDP wraps: forward is the loss."""
+
+    def __init__(self, case: Case, model: nn.Module) -> None:
+        super().__init__()
+        self.case, self.model = case, model
+
+    def forward(self, batch):
+        return total(self.case.losses(self.model, batch))
+
+
+def train(rank: int, port: int) -> None:
+    """Two steps of every case; gradients must be the same in both processes."""
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', rank=rank, world_size=2)
+    for case in collect():
+        model = prmim.attach(case.model(), throw_ratio=case.ratio)
+        print(case.name, flush=True)  # shown when DDP reports an unused parameter
+        wrapped = DistributedDataParallel(LossPath(case, model), broadcast_buffers=False)
+        for step in range(2):  # DDP reports a parameter left out of step 1 in step 2
+            wrapped.zero_grad()
+            torch.manual_seed(10 * rank + step)
+            wrapped(case.batch()).backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                ours = [torch.empty_like(parameter.grad) for _ in range(2)]
+                dist.all_gather(ours, parameter.grad.contiguous())
+                assert torch.equal(ours[0], ours[1]), (case.name, name)
+    dist.destroy_process_group()
