@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss path: what a training step runs, as a module to trace, on a copy of the model."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Any]
+"""What ``model.loss`` takes, preprocessed: ``inputs``, a tensor (B, 3, H, W) or a list of them
+(views), and ``data_samples``, a list of B or None."""
+
+
+class LossPath(nn.Module):
+    """Makes ``model.loss`` a module call, so that tracers see what training runs.
+
+    ``forward(*views) -> Tensor ()``: the sum of all losses, as mmengine's ``parse_losses`` forms
+    it. A model's ``extract_feat``, which mmpretrain's ``get_flops`` counts, is another path: it
+    encodes all patches and runs no decoder.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.data_samples = batch['data_samples']
+        self.multiview = not isinstance(batch['inputs'], Tensor)
+
+    def forward(self, *views: Tensor) -> Tensor:
+        """The loss of the views (B, 3, H, W)."""
+        losses = self.model.loss(list(views) if self.multiview else views[0], self.data_samples)
+        return self.model.parse_losses(losses)[0]
+
+
+@contextmanager
+def scratch(
+    model: nn.Module, batch: Batch, seed: int = 0
+) -> Iterator[tuple[LossPath, tuple[Tensor, ...]]]:
+    """A copy of the model in training mode, as a :class:`LossPath`, and its input views.
+
+    The user's model, its buffers (an EMA teacher's too), gradients and the random state stay as
+    they were; the same seed gives the same mask in every measurement.
+    """
+    clone = copy.deepcopy(model)
+    clone.train()
+    for parameter in clone.parameters():
+        parameter.grad = None
+    inputs = batch['inputs']
+    with seeded(seed):
+        yield LossPath(clone, batch), (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+
+
+def num_images(batch: Batch) -> int:
+    """B."""
+    inputs = batch['inputs']
+    return len(inputs if isinstance(inputs, Tensor) else inputs[0])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds Python, numpy and torch inside the block and restores their states after it."""
+    python, legacy = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)

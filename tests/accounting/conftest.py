@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import mmpretrain
+import mmpretrain.models
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
+from torch import nn
+
+CONFIGS = Path(mmpretrain.__file__).parent / '.mim' / 'configs'
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    init_default_scope('mmpretrain')
+
+
+@pytest.fixture
+def upstream_config():
+    """A config that mmpretrain ships, by its path under ``configs/``."""
+    return lambda path: Config.fromfile(CONFIGS / path)
+
+
+@pytest.fixture
+def mae_vitb(upstream_config):
+    """mmpretrain's MAE ViT-B/16 at 224 px."""
+    config = upstream_config('mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py')
+    config.model.data_preprocessor = config.data_preprocessor
+    return MODELS.build(config.model)
+
+
+@pytest.fixture
+def small_mae():
+    """MAE with a 2-deep, 64-wide encoder and a 2-deep, 32-wide decoder; 64 px, 8x8 patches."""
+
+    def build(**backbone) -> nn.Module:
+        arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 4, 'feedforward_channels': 256}
+        torch.manual_seed(0)
+        return MODELS.build(
+            {
+                'type': 'MAE',
+                'backbone': {'type': 'MAEViT', 'arch': arch, 'img_size': 64, 'patch_size': 8}
+                | {'mask_ratio': 0.75}
+                | backbone,
+                'neck': {
+                    'type': 'MAEPretrainDecoder',
+                    'num_patches': 64,
+                    'patch_size': 8,
+                    'embed_dim': 64,
+                    'decoder_embed_dim': 32,
+                    'decoder_depth': 2,
+                    'decoder_num_heads': 2,
+                },
+                'head': {
+                    'type': 'MAEPretrainHead',
+                    'norm_pix': True,
+                    'patch_size': 8,
+                    'loss': {'type': 'PixelReconstructionLoss', 'criterion': 'L2'},
+                },
+            }
+        )
+
+    return build
