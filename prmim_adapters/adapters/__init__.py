@@ -14,6 +14,7 @@ _LOCATIONS = {
     'mmpretrain.models.selfsup.simmim.SimMIM': 'simmim',
     'mmpretrain.models.selfsup.maskfeat.MaskFeat': 'maskfeat',
     'mmpretrain.models.selfsup.beit.BEiT': 'beit',
+    'prmim_adapters.frameworks.fcmae.FCMAE': 'fcmae',
 }
 for _framework, _module in _LOCATIONS.items():
     ADAPTERS.register_location(_framework, f'{__name__}.{_module}')
