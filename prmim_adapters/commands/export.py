@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prmim export CKPT OUT``: the encoder of a checkpoint under timm's names, as safetensors."""
+"""``prmim export CKPT OUT``: the encoder for timm, or bare weights for mmpretrain."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ import click
 )
 @click.option('--json', 'as_json', is_flag=True, help='Print what was written as JSON.')
 def export(checkpoint: str, out: str, config: str | None, encoder: str, as_json: bool) -> None:
-    """Write the encoder of CHECKPOINT to OUT (.safetensors) for timm.
+    """Write what others need of CHECKPOINT to OUT.
 
-    The features of both models are compared first, and nothing is written if they differ.
+    OUT.safetensors: the encoder under timm's names. The features of both models are compared
+    first, and nothing is written if they differ.
+
+    OUT.pth: all weights under mmpretrain's names, without optimizer and log history.
     """
-    from ..export import export_encoder
+    from ..export import export_encoder, export_weights
 
+    if out.endswith('.pth'):
+        tensors = export_weights(checkpoint, out)
+        click.echo(json.dumps({'tensors': tensors}) if as_json else f'{out}: {tensors} tensors')
+        return
+    if not out.endswith('.safetensors'):
+        raise click.UsageError(f'OUT is {out!r}: give a .safetensors (timm) or .pth (mmpretrain)')
     try:
         report = export_encoder(checkpoint, out, config, encoder)
     except (ValueError, RuntimeError) as error:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pre-trained encoders for other libraries."""
 
-from .encoder import export_encoder, to_timm
+from .encoder import export_encoder, export_weights, to_timm
 
-__all__ = ['export_encoder', 'to_timm']
+__all__ = ['export_encoder', 'export_weights', 'to_timm']

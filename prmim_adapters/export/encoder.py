@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder of a pre-training checkpoint as a timm model: renamed, written, verified."""
+"""Pre-training checkpoints for others: the encoder for timm, bare weights for mmpretrain."""
 
 from __future__ import annotations
 
@@ -39,13 +39,9 @@ def export_encoder(
         ValueError: the checkpoint has no such encoder or no config, no converter knows the
             encoder's class, or the features differ; nothing is written then.
     """
-    from mmengine.runner import CheckpointLoader
     from safetensors.torch import save_file
 
-    from ..openmmlab import compat
-
-    compat.apply()
-    content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
+    content = _load(checkpoint)
     backbone = build_encoder(_model_config(content, config, checkpoint), encoder)
     prefix = f'{encoder}.'
     weights = content.get('state_dict', content)
@@ -65,7 +61,36 @@ def export_encoder(
     )
 
 
-def to_timm(backbone: nn.Module) -> tuple[nn.Module, dict[str, Tensor], float]:
+def export_weights(checkpoint: str | Path, out: str | Path) -> int:
+    """Write a checkpoint's model weights and config text, and nothing else of it.
+
+    Optimizer, schedule and log history go, so that the file is small and every loader takes it,
+    mmpretrain's fine-tuning configs on torch >= 2.6 among them.
+
+    Args:
+        checkpoint: file that mmengine's CheckpointHook wrote.
+        out: ``.pth`` file to write.
+
+    Returns:
+        Number of tensors written.
+    """
+    content = _load(checkpoint)
+    meta = {k: v for k, v in content.get('meta', {}).items() if isinstance(v, (str, int, float))}
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(meta=meta, state_dict=content['state_dict']), out)
+    return len(content['state_dict'])
+
+
+def _load(checkpoint: str | Path) -> dict[str, Any]:
+    from mmengine.runner import CheckpointLoader
+
+    from ..openmmlab import compat
+
+    compat.apply()
+    return CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
+
+
+def to_timm(backbone: Any) -> tuple[nn.Module, dict[str, Tensor], float]:
     """Convert a backbone of mmpretrain or of this package.
 
     Returns:
@@ -136,7 +161,7 @@ def build_encoder(model_config: dict[str, Any], encoder: str = 'backbone') -> nn
 
 
 @torch.no_grad()
-def _difference(converter: Converter, backbone: nn.Module, model: nn.Module) -> float:
+def _difference(converter: Converter, backbone: Any, model: Any) -> float:
     height, width = _image_size(backbone)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, height, width, generator=generator)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What upstream mmengine 0.10 needs to run on today's torch, and on machines without an accelerator.
+"""What upstream mmengine 0.10 needs on today's torch, and on machines without an accelerator.
 
 Two compensations, both applied by :func:`apply` when ``prmim_adapters.openmmlab`` is imported:
 
@@ -37,7 +37,7 @@ def allow_own_checkpoints() -> None:
 
     On torch < 2.6, where ``weights_only`` is not the default, there is nothing to do.
     """
-    if torch.__version__ >= (2, 6):
+    if torch.__version__ >= '2.6':
         torch.serialization.add_safe_globals(_checkpoint_globals())
 
 
@@ -46,8 +46,8 @@ def _checkpoint_globals() -> list[Any]:
 
     numpy's two functions are listed under both their module names, those of numpy 1 and numpy 2.
     """
-    reconstruct, _ = np.empty(0).__reduce__()[:2]
-    scalar, _ = np.float64(0).__reduce__()
+    reconstruct: Any = np.empty(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     numpy_functions = [
         (function, f'numpy.{core}.multiarray.{function.__name__}')
         for function in (reconstruct, scalar)

@@ -49,7 +49,8 @@ def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
     try:
         load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
     except RuntimeError as error:
-        raise ValueError(f'{checkpoint} is not a checkpoint of {config.filename}: {error}') from error
+        message = f'{checkpoint} is not a checkpoint of {config.filename}: {error}'
+        raise ValueError(message) from error
     return model
 
 

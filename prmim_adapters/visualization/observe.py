@@ -37,7 +37,7 @@ class Observation:
 
 
 @torch.no_grad()
-def observe(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> Observation:
+def observe(model: Any, batch: dict[str, Any], seed: int = 0) -> Observation:
     """Run ``model.loss`` on a batch and look at it.
 
     Where the target is normalised per patch (``norm_pix``), the prediction is shown with the mean
@@ -118,7 +118,7 @@ def _roles(partition: TokenPartition) -> Tensor:
     return roles.unflatten(1, partition.grid)
 
 
-def _to_rgb(model: nn.Module, normalised: Tensor) -> Tensor:
+def _to_rgb(model: Any, normalised: Tensor) -> Tensor:
     """Undo the data preprocessor's normalisation: (B, 3, H, W) -> the same in [0, 1]."""
     preprocessor = model.data_preprocessor
     if getattr(preprocessor, '_enable_normalize', False):
@@ -126,7 +126,7 @@ def _to_rgb(model: nn.Module, normalised: Tensor) -> Tensor:
     return (normalised / 255).clamp(0, 1)
 
 
-def _predicted_pixels(model: nn.Module, inputs: Tensor, predicted: Tensor) -> Tensor | None:
+def _predicted_pixels(model: Any, inputs: Tensor, predicted: Tensor) -> Tensor | None:
     """(B, 3, H, W) in the normalised space of ``inputs``; None for predictions of features."""
     head = model.head
     if predicted.shape == inputs.shape:

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
+from mmengine.logging import HistoryBuffer
 from mmpretrain.registry import MODELS
 from mmpretrain.utils import register_all_modules
 from safetensors.torch import load_file
@@ -125,6 +126,32 @@ def test_command(checkpoint: Path, tmp_path: Path) -> None:
     wrong = CliRunner().invoke(export, [str(checkpoint), str(out), '--encoder', 'teacher'])
     assert wrong.exit_code == 1
     assert "no 'teacher' in its model" in wrong.output
+
+
+def test_bare_weights_need_no_allow_list(tmp_path: Path) -> None:
+    """A checkpoint with a log history becomes one that torch loads by itself."""
+    checkpoint, out = tmp_path / 'epoch_1.pth', tmp_path / 'weights.pth'
+    state = {'backbone.cls_token': torch.randn(1, 1, 8), 'neck.mask_token': torch.randn(1, 1, 8)}
+    history = dict(log_scalars={'train/loss': HistoryBuffer([1.0], [1])})
+    content = dict(meta=dict(cfg='model = dict()', epoch=1), state_dict=state)
+    torch.save(dict(**content, message_hub=history, optimizer=dict(state={})), checkpoint)
+    result = CliRunner().invoke(export, [str(checkpoint), str(out)])
+    assert result.exit_code == 0, result.output
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        loaded = torch.load(out, weights_only=True)
+    finally:
+        torch.serialization.add_safe_globals(allowed)
+    assert set(loaded) == {'meta', 'state_dict'}
+    assert loaded['meta'] == content['meta']
+    torch.testing.assert_close(loaded['state_dict'], state, rtol=0, atol=0)
+
+
+def test_other_endings_are_refused(checkpoint: Path) -> None:
+    result = CliRunner().invoke(export, [str(checkpoint), 'encoder.bin'])
+    assert result.exit_code == 2
+    assert 'give a .safetensors (timm) or .pth (mmpretrain)' in result.output
 
 
 def test_config_text_is_read_not_executed(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of mmengine under ``weights_only``: own ones load and resume, foreign code is refused."""
+"""Checkpoints of mmengine under ``weights_only``: own ones load, foreign code is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmpretrain.utils import register_all_modules
 from prmim_adapters.openmmlab import compat
 
 needs_weights_only = pytest.mark.skipif(
-    torch.__version__ < (2, 6), reason='weights_only is not the default before torch 2.6'
+    torch.__version__ < '2.6', reason='weights_only is not the default before torch 2.6'
 )
 
 

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check that README.md and docs/ say what the code does; prints every mistake, exits 1 if any.
+
+* ``python`` blocks run, each file's in one namespace from top to bottom, or are compared: a block
+  after ``<!-- file: PATH -->`` is PATH (or consecutive lines of it), one after ``<!-- config -->``
+  is loaded as a config and its model built. ``<!-- not run: REASON -->`` skips a block.
+* ``bash`` blocks: ``make`` targets, ``mim train`` configs and ``prmim`` commands with their options
+  exist.
+* Relative links and pictures exist.
+* A figure followed by ``<!-- FILE.json#key.path FORMAT -->`` is that value of a committed result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(
+    r'(?:<!-- (?P<note>[^\n]*?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$', re.M | re.S
+)
+LINK = re.compile(r'\]\((?!https?:|#|mailto:)([^)#\s]+)')
+FIGURE = re.compile(r'([-+]?\d[\d,]*(?:\.\d+)?)[^\d\n<|]{0,16}<!-- (\S+\.json)#(\S+) (\S+) -->')
+
+
+def main() -> None:
+    """Check all documents."""
+    os.chdir(ROOT)
+    documents = [Path('README.md'), *sorted(Path('docs').rglob('*.md'))]
+    mistakes = [f'{path}: {mistake}' for path in documents for mistake in check(path)]
+    print('\n'.join(mistakes) or f'{len(documents)} documents agree with the code')
+    sys.exit(bool(mistakes))
+
+
+def check(path: Path) -> Iterator[str]:
+    """Mistakes in one document."""
+    text = path.read_text()
+    namespace: dict[str, Any] = {'__name__': '__main__'}
+    for match in BLOCK.finditer(text):
+        line = text[: match.start('code')].count('\n') + 1
+        note, language, code = match['note'] or '', match['language'], match['code']
+        if note.startswith('not run: '):
+            continue
+        if language == 'python':
+            mistake = python_block(note, code, namespace)
+        elif language in ('bash', 'shell', 'console'):
+            mistake = next(bash_block(code), None)
+        else:
+            mistake = None
+        if mistake:
+            yield f'line {line}: {mistake}'
+    yield from links(path, text)
+    yield from figures(text)
+
+
+def python_block(note: str, code: str, namespace: dict[str, Any]) -> str | None:
+    """Run or compare a block; what is wrong with it."""
+    if note.startswith('file: '):
+        source = Path(note.removeprefix('file: ').strip())
+        if not source.exists():
+            return f'{source} does not exist'
+        if code.strip() not in source.read_text():
+            return f'the block is not what {source} says'
+        return None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            if note == 'config':
+                build_config(code)
+            else:
+                exec(compile(code, '<block>', 'exec'), namespace)
+    except Exception:
+        return 'the block fails:\n' + traceback.format_exc(limit=-1)
+    return None
+
+
+def build_config(code: str) -> None:
+    """Load the text of a config and build its model."""
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import MODELS
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'block.py'
+        path.write_text(code)
+        config = Config.fromfile(path)
+    init_default_scope('mmpretrain')
+    MODELS.build(config.model)
+
+
+def bash_block(code: str) -> Iterator[str]:
+    """Commands that do not exist."""
+    for line in code.replace('\\\n', ' ').splitlines():
+        for command in re.split(r'&&|;|\|', line):
+            words = shlex.split(command.removeprefix('$ '), comments=True)
+            while words and re.fullmatch(r'\w+=\S*', words[0]):
+                words = words[1:]
+            if words[:1] == ['make']:
+                yield from unknown_targets(words[1:])
+            elif words[:2] == ['mim', 'train']:
+                yield from unknown_config(words[3])
+            elif words[:1] == ['prmim']:
+                yield from unknown_options(words[1:])
+            elif words[:1] == ['python'] and words[1].endswith('.py') and not Path(words[1]).exists():
+                yield f'{words[1]} does not exist'
+
+
+def unknown_targets(words: list[str]) -> Iterator[str]:
+    """Targets that the Makefile lacks."""
+    makefile = Path('Makefile').read_text()
+    for target in (word for word in words if '=' not in word and not word.startswith('-')):
+        if not re.search(rf'^{re.escape(target)}:', makefile, re.M):
+            yield f'make has no target {target!r}'
+
+
+def unknown_config(config: str) -> Iterator[str]:
+    """A config of this repository that is not there; upper case is the reader's own."""
+    if config.startswith('configs/mmpretrain/') and not Path(config).exists():
+        yield f'{config} does not exist'
+
+
+def unknown_options(words: list[str]) -> Iterator[str]:
+    """Commands and options that ``prmim`` lacks, and configs that do not exist."""
+    import click
+
+    from prmim_adapters.cli import main as cli
+
+    if not words or words[0].startswith('-'):
+        return
+    assert isinstance(cli, click.Group)
+    context = click.Context(cli)
+    command = cli.get_command(context, words[0])
+    if command is None:
+        yield f'prmim has no command {words[0]!r}'
+        return
+    known = {option for parameter in command.params for option in parameter.opts}
+    for word in words[1:]:
+        if word.startswith('--') and word.split('=')[0] not in known | {'--help'}:
+            yield f'prmim {words[0]} has no option {word}'
+        if word.startswith('configs/') and not Path(word).exists():
+            yield f'{word} does not exist'
+
+
+def links(path: Path, text: str) -> Iterator[str]:
+    """Relative links without a file."""
+    for target in LINK.findall(BLOCK.sub('', text)):
+        if not (path.parent / target).exists():
+            yield f'link to {target}, which does not exist'
+
+
+def figures(text: str) -> Iterator[str]:
+    """Figures that differ from the committed result that they name."""
+    for shown, file, key, spec in FIGURE.findall(text):
+        if not Path(file).exists():
+            yield f'{shown}: {file} does not exist'
+            continue
+        value: Any = json.loads(Path(file).read_text())
+        try:
+            for part in key.split('.'):
+                value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, ValueError):
+            yield f'{shown}: {file} has no {key}'
+            continue
+        if format(value, spec) != shown:
+            yield f'{shown}: {file} says {key} = {format(value, spec)}'
+
+
+if __name__ == '__main__':
+    main()
