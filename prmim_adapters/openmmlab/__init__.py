@@ -4,9 +4,9 @@
 custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)
 """
 
-from ..frameworks import fcmae
+from ..frameworks import fcmae, simmim_vit
 from . import compat, device_dataset, knn, prmim
 
 compat.apply()
 
-__all__ = ['compat', 'device_dataset', 'fcmae', 'knn', 'prmim']
+__all__ = ['compat', 'device_dataset', 'fcmae', 'knn', 'prmim', 'simmim_vit']
