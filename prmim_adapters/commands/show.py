@@ -38,7 +38,10 @@ def show(
         model = load_model(settings, checkpoint)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
-    observation = observe(model, load_images(settings, images, seed), seed)
+    try:
+        observation = observe(model, load_images(settings, images, seed), seed)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     panels(observation, side).save(out)
     click.echo(f'{len(images)} images -> {out}')

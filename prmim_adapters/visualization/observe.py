@@ -49,7 +49,8 @@ def observe(model: Any, batch: dict[str, Any], seed: int = 0) -> Observation:
         seed: of the mask, where the model draws it.
 
     Raises:
-        ValueError: nothing is attached to the model.
+        ValueError: nothing is attached to the model, or its ``throw_ratio`` is 0 and the adapter
+            hands over to the original code.
     """
     partial = partial_of(model)
     training = model.training
@@ -60,28 +61,25 @@ def observe(model: Any, batch: dict[str, Any], seed: int = 0) -> Observation:
             model(**data, mode='loss')
     finally:
         model.train(training)
-    inputs = data['inputs']
-    inputs = inputs[0] if isinstance(inputs, (list, tuple)) else inputs
-    partition = partitions[0]
-    size = inputs.shape[0]
-    partition = TokenPartition(
-        partition.visible[:size], partition.kept[:size], partition.thrown[:size], partition.grid
-    )
+    views = data['inputs']
+    inputs = views[0] if isinstance(views, (list, tuple)) else views
+    if not partitions:
+        raise ValueError('the model partitioned nothing: with throw_ratio=0 it is the original one')
+    partition = _of_first(partitions[0], len(inputs))
     roles = _roles(partition)
     images = _to_rgb(model, inputs)
     reconstruction = None
-    predicted = losses[0][0] if losses else None
-    if predicted is not None and predicted.dim() == 3 and predicted.shape[1] != partition.length:
-        # Adapters predict supervised tokens only.
-        predicted = scatter_tokens(predicted, partial.supervised(partition), partition.length)
+    predicted = _predicted_pixels(model, inputs, losses[0][0], partition) if losses else None
     if predicted is not None:
-        predicted = _predicted_pixels(model, inputs, predicted)
-    if predicted is not None:
-        unknown = torch.zeros_like(roles, dtype=torch.bool)
-        if not partial.supervises_thrown:
-            unknown = roles == THROWN
+        unknown = (roles == THROWN) & (not partial.supervises_thrown)
         reconstruction = _composed(images, _to_rgb(model, predicted), roles, unknown)
     return Observation(images, roles, reconstruction)
+
+
+def _of_first(partition: TokenPartition, size: int) -> TokenPartition:
+    """The partition of the first view, where a batch of views went through the model at once."""
+    parts = (part[:size] for part in (partition.visible, partition.kept, partition.thrown))
+    return TokenPartition(*parts, partition.grid)
 
 
 @contextmanager
@@ -126,18 +124,29 @@ def _to_rgb(model: Any, normalised: Tensor) -> Tensor:
     return (normalised / 255).clamp(0, 1)
 
 
-def _predicted_pixels(model: Any, inputs: Tensor, predicted: Tensor) -> Tensor | None:
-    """(B, 3, H, W) in the normalised space of ``inputs``; None for predictions of features."""
-    head = model.head
-    if predicted.shape == inputs.shape:
-        return predicted
-    if not hasattr(head, 'unpatchify') or not hasattr(head, 'patchify'):
+def _predicted_pixels(
+    model: Any, inputs: Tensor, predicted: Tensor, partition: TokenPartition
+) -> Tensor | None:
+    """(B, 3, H, W) in the normalised space of ``inputs``; None for predictions of features.
+
+    Adapters predict supervised tokens only: rows (B, n, D) in MAE's patch layout, or a column of
+    patches (B, 3, n * s, s) in SimMIM's.
+    """
+    head, supervised = model.head, partial_of(model).supervised(partition)
+    if predicted.dim() == 4:
+        side = predicted.shape[-1]
+        patches = predicted.unflatten(2, (-1, side)).transpose(1, 2)
+        dense = scatter_tokens(patches.flatten(2), supervised, partition.length)
+        dense = dense.unflatten(2, (3, side, side)).unflatten(1, partition.grid)
+        return dense.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    if not hasattr(head, 'unpatchify'):
         return None
+    dense = scatter_tokens(predicted, supervised, partition.length)
     if getattr(head, 'norm_pix', False):
         patches = head.patchify(inputs)
         mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
-        predicted = predicted * (variance + 1e-6) ** 0.5 + mean
-    return head.unpatchify(predicted)
+        dense = dense * (variance + 1e-6) ** 0.5 + mean
+    return head.unpatchify(dense)
 
 
 def _composed(images: Tensor, predicted: Tensor, roles: Tensor, unknown: Tensor) -> Tensor:

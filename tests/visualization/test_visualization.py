@@ -149,3 +149,39 @@ def test_command(config: Callable[..., Config], images: list[str], tmp_path: Pat
     result = CliRunner().invoke(show, arguments)
     assert result.exit_code == 0, result.output
     assert Image.open(out).size == (4 * 102 + 6, 2 * 102 + 6 + 22)
+
+
+@pytest.fixture
+def simmim(tmp_path: Path) -> Config:
+    """SimMIM on a small Swin, whose adapter predicts a column of patches; masks from the data."""
+    path = tmp_path / 'simmim.py'
+    path.write_text(
+        "_base_ = 'mmpretrain::simmim/simmim_swin-base-w6_8xb256-amp-coslr-100e_in1k-192px.py'\n"
+        "custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)\n"
+        "model = dict(_delete_=True, type='PRMIM', framework={{_base_.model}}, throw_ratio=0.5)\n"
+    )
+    config = Config.fromfile(path)
+    arch = dict(embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1])
+    config.model.framework.backbone.arch = arch
+    config.model.framework.neck.in_channels = 64
+    return config
+
+
+def test_simmim_patches_come_back_where_they_were(simmim: Config, images: list[str]) -> None:
+    model = load_model(simmim)
+    hook = model.head.loss_module.register_forward_pre_hook(
+        lambda _, args: (args[1], args[1], *args[2:])
+    )
+    observation = observe(model, load_images(simmim, images))
+    hook.remove()
+    counts = [(observation.roles == role).sum(dim=(1, 2)).tolist() for role in range(3)]
+    assert counts == [[14, 14], [4, 4], [18, 18]]  # 36 units, 22 masked, 18 thrown
+    torch.testing.assert_close(
+        observation.reconstruction, observation.images, rtol=0, atol=1e-5
+    )
+
+
+def test_ratio_0_is_said_to_have_nothing_to_show(simmim: Config, images: list[str]) -> None:
+    simmim.model.throw_ratio = 0.0
+    with pytest.raises(ValueError, match='throw_ratio=0'):
+        observe(load_model(simmim), load_images(simmim, images))
