@@ -4,9 +4,19 @@
 custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)
 """
 
-from ..frameworks import fcmae, simmim_vit
-from . import compat, device_dataset, knn, prmim
+from ..frameworks import fcmae, ibot, simmim_vit
+from . import compat, device_dataset, hooks_ibot, knn, prmim, transforms
 
 compat.apply()
 
-__all__ = ['compat', 'device_dataset', 'fcmae', 'knn', 'prmim', 'simmim_vit']
+__all__ = [
+    'compat',
+    'device_dataset',
+    'fcmae',
+    'hooks_ibot',
+    'ibot',
+    'knn',
+    'prmim',
+    'simmim_vit',
+    'transforms',
+]

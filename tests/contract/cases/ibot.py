@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""iBOT: masks of one size, and ragged ones."""
+
+from functools import partial
+
+import torch
+from contract_case import Case, plain_losses
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor
+
+import prmim_adapters.frameworks.ibot  # noqa: F401, registers
+
+LENGTH, IMAGES, GLOBAL, LOCAL = 24, 3, 2, 2
+WIDTH, DEPTH, HIDDEN, NECK, BOTTLENECK, PROTOTYPES = 32, 2, 64, 48, 16, 20
+RAGGED = [[12, 0], [18, 6], [6, 1]]
+
+
+def build():
+    arch = dict(embed_dims=WIDTH, num_layers=DEPTH, num_heads=2, feedforward_channels=HIDDEN)
+    model = MODELS.build(
+        dict(
+            type='IBOT',
+            backbone=dict(type='IBOTViT', arch=arch, img_size=(32, 48), patch_size=8),
+            neck=dict(
+                type='IBOTNeck',
+                in_channels=WIDTH,
+                hidden_channels=NECK,
+                bottleneck_channels=BOTTLENECK,
+                out_channels=PROTOTYPES,
+                norm_last_layer=False,
+            ),
+            head=dict(type='IBOTHead', out_channels=PROTOTYPES),
+        )
+    )
+    model.init_weights()
+    with torch.no_grad():  # a start at which teacher and student differ
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    # In training mode every call moves the teacher and the centres; the matrix compares calls.
+    return model.eval()
+
+
+def batch(counts, local=LOCAL):
+    generator = torch.Generator().manual_seed(5)
+    crops = [torch.randn(IMAGES, 3, 32, 48, generator=generator) for _ in range(GLOBAL)]
+    crops += [torch.randn(IMAGES, 3, 16, 24, generator=generator) for _ in range(local)]
+    masks = [
+        torch.stack(
+            [torch.randperm(LENGTH, generator=generator).view(4, 6) < count for count in image]
+        )
+        for image in counts
+    ]
+    return dict(inputs=crops, data_samples=[DataSample().set_mask(mask) for mask in masks])
+
+
+def saliency(model, batch) -> Tensor:
+    """Change of the loss when the teacher's patch logits change at one token at a time.
+
+    Rows are in the order of the partitions: crops with fewer masked tokens first.
+    """
+    kept = {}
+    original = model.head.loss
+
+    def loss(*args):
+        kept['args'] = args
+        return original(*args)
+
+    model.head.loss = loss
+    plain_losses(model, batch)
+    del model.head.loss
+    *before, teacher_patch, rows, weight = kept['args']
+    reference = model.head.loss(*before, teacher_patch, rows, weight)['loss_patch']
+    change = torch.zeros(teacher_patch.shape[:2])
+    for crop in range(teacher_patch.shape[0]):
+        for token in range(teacher_patch.shape[1]):
+            other = teacher_patch.clone()
+            other[crop, token] += torch.linspace(-1, 1, PROTOTYPES)
+            value = model.head.loss(*before, other, rows, weight)['loss_patch']
+            change[crop, token] = (value - reference).abs()
+    masks = torch.stack([sample.mask for sample in batch['data_samples']], dim=1)
+    return change[masks.flatten(0, 1).flatten(1).sum(1).argsort(stable=True)]
+
+
+def encoder(tokens: int) -> int:
+    """MACs of all layers and the final norm for one sequence."""
+    linear = tokens * (4 * WIDTH**2 + 2 * WIDTH * HIDDEN)
+    attention = 2 * tokens**2 * WIDTH
+    norms = 5 * WIDTH * tokens
+    return DEPTH * (linear + attention + 2 * norms) + norms
+
+
+def saving(counts, ratio, share=2 / 3) -> float:
+    """Per image; the projection head runs on all masked tokens, as in the framework."""
+    thrown = [min(round(ratio * LENGTH), int(m * share + 1e-6)) for image in counts for m in image]
+    return sum(encoder(1 + LENGTH) - encoder(1 + LENGTH - t) for t in thrown) / IMAGES
+
+
+ONE_SIZE = [[18, 18]] * IMAGES  # 0.75 of 24
+TOTAL_RAGGED = 6 * 25 - (8 + 0 + 10 + 4 + 4 + 0)
+
+CASES = [
+    Case(
+        name='ibot',
+        build=build,
+        batch=partial(batch, ONE_SIZE),
+        ratio=0.5,
+        invalid_ratio=None,  # the share of an image's masked tokens is bounded instead
+        heavy=lambda model: model.backbone.layers[0],
+        expected_tokens=1 + 6 + 6,
+        saving=saving(ONE_SIZE, 0.5),
+        saliency=saliency,
+    ),
+    Case(
+        name='ibot-ragged',
+        build=build,
+        batch=partial(batch, RAGGED, local=0),
+        ratio=10 / 24,
+        invalid_ratio=None,
+        # the packed tokens of all crops; the layer as a whole is not called on them
+        heavy=lambda model: model.backbone.layers[0].ln1,
+        tokens_seen=lambda args: args[0].shape[0],
+        expected_tokens=TOTAL_RAGGED,
+        saving=saving(RAGGED, 10 / 24),
+        saliency=saliency,
+    ),
+]
