@@ -18,6 +18,7 @@ export PATH := $(abspath $(bin)):$(PATH)
 
 .PHONY: pretrain test check clean
 
+pretrain: export PYTHONWARNINGS := ignore
 pretrain: $(environment) data/demo/done
 	mim train mmpretrain $(CONFIG) --work-dir $(WORK)
 	prmim cost $(CONFIG)

@@ -7,7 +7,9 @@
 * ``bash`` blocks: ``make`` targets, ``mim train`` configs and ``prmim`` commands with their options
   exist.
 * Relative links and pictures exist.
-* A figure followed by ``<!-- FILE.json#key.path FORMAT -->`` is that value of a committed result.
+* A figure followed by ``<!-- FILE.json#key.path FORMAT -->`` is that value of a committed result;
+  ``G`` or ``M`` before the format divides by 1e9 or 1e6.
+* What stands between ``<!-- begin: FILE -->`` and ``<!-- end -->`` is that file; ``--write`` renews it.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ BLOCK = re.compile(
     r'(?:<!-- (?P<note>[^\n]*?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$', re.M | re.S
 )
 LINK = re.compile(r'\]\((?!https?:|#|mailto:)([^)#\s]+)')
+INCLUDE = re.compile(r'(<!-- begin: (\S+) -->\n)(.*?)(<!-- end -->)', re.S)
+UNITS = {'G': 1e9, 'M': 1e6}
 FIGURE = re.compile(r'([-+]?\d[\d,]*(?:\.\d+)?)[^\d\n<|]{0,16}<!-- (\S+\.json)#(\S+) (\S+) -->')
 
 
@@ -37,6 +41,9 @@ def main() -> None:
     """Check all documents."""
     os.chdir(ROOT)
     documents = [Path('README.md'), *sorted(Path('docs').rglob('*.md'))]
+    if '--write' in sys.argv[1:]:
+        for path in documents:
+            path.write_text(INCLUDE.sub(included, path.read_text()))
     mistakes = [f'{path}: {mistake}' for path in documents for mistake in check(path)]
     print('\n'.join(mistakes) or f'{len(documents)} documents agree with the code')
     sys.exit(bool(mistakes))
@@ -61,6 +68,16 @@ def check(path: Path) -> Iterator[str]:
             yield f'line {line}: {mistake}'
     yield from links(path, text)
     yield from figures(text)
+    for match in INCLUDE.finditer(text):
+        if match[0] != included(match):
+            yield f'{match[2]} differs from what is shown of it; run tools/check_docs.py --write'
+
+
+def included(match: re.Match[str]) -> str:
+    """The block as it should be; empty where the file does not exist."""
+    source = Path(match[2])
+    content = source.read_text().strip() + '\n' if source.exists() else ''
+    return f'{match[1]}{content}{match[4]}'
 
 
 def python_block(note: str, code: str, namespace: dict[str, Any]) -> str | None:
@@ -170,8 +187,10 @@ def figures(text: str) -> Iterator[str]:
         except (KeyError, IndexError, ValueError):
             yield f'{shown}: {file} has no {key}'
             continue
-        if format(value, spec) != shown:
-            yield f'{shown}: {file} says {key} = {format(value, spec)}'
+        unit = UNITS.get(spec[0], 1)
+        found = format(value / unit, spec.lstrip('GM')).rstrip('%')
+        if found != shown:
+            yield f'{shown}: {file} says {key} = {found}'
 
 
 if __name__ == '__main__':
