@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What throwing saves, from layer shapes and token counts: a prediction that no counter made.
+
+Units and conventions are those of :mod:`.flops`: 1 multiply-add = 1 MAC, 5 per element of a
+LayerNorm. A light stage is not part of a prediction: subtract its own count before comparing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..adapters import attachment_of, partial_of
+from .loss_path import Batch
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token counts of one image.
+
+    Attributes:
+        length: L, positions of the patch grid. masked: M. thrown: T.
+        predicted: positions whose prediction the loss needs.
+    """
+
+    length: int
+    masked: int
+    thrown: int
+    predicted: int
+
+
+def predicted_saving(model: nn.Module, batch: Batch) -> float | None:
+    """Forward MACs per image that the attached model saves against its framework.
+
+    The light stage's own cost left out.
+
+    Args:
+        model: attached.
+        batch: preprocessed; its masks are looked at where the data make them.
+
+    Returns:
+        The prediction, or None where there is no formula: an adapter of your own.
+    """
+    adapter = attachment_of(model).adapter
+    formula = FORMULAS.get(adapter.__name__)
+    if formula is None:
+        return None
+    counts = [token_counts(model, masked) for masked in _masked_counts(model, batch)]
+    images = len(batch['data_samples'] or [0])
+    if adapter.num_masked(model) is not None:
+        images = 1
+    return sum(formula(model, tokens) for tokens in counts) / images
+
+
+def token_counts(model: nn.Module, masked: int) -> Tokens:
+    """Counts of an image with M masked tokens, as the attached model partitions it."""
+    partial = partial_of(model)
+    length = partial.grid[0] * partial.grid[1]
+    ragged = attachment_of(model).adapter.__name__ == 'IBOTAdapter'
+    thrown = partial.num_thrown
+    if ragged:
+        thrown = int(partial.thrown_counts(torch.tensor(masked)))
+    predicted = masked if partial.supervises_thrown else masked - thrown
+    return Tokens(length, masked, thrown, predicted)
+
+
+def _masked_counts(model: nn.Module, batch: Batch) -> list[int]:
+    """M of every masked view of the batch."""
+    fixed = attachment_of(model).adapter.num_masked(model)
+    if fixed is not None:
+        return [fixed]
+    partial = partial_of(model)
+    views = attachment_of(model).adapter.__name__ == 'IBOTAdapter'
+    counts = []
+    for sample in batch['data_samples']:
+        mask = torch.as_tensor(sample.mask)
+        share = (mask.flatten(1) if views else mask.flatten()[None]).float().mean(1)
+        counts += (share * partial.grid[0] * partial.grid[1]).round().int().tolist()
+    return counts
+
+
+def block_macs(blocks: nn.Module, before: int, after: int) -> float:
+    """Transformer blocks on fewer tokens: linear layers, LayerNorms, two attention products."""
+    total = 0.0
+    for module in blocks.modules():
+        if isinstance(module, nn.Linear):
+            total += module.weight.numel() * (before - after)
+        elif isinstance(module, nn.LayerNorm):
+            total += 5 * module.normalized_shape[-1] * (before - after)
+        if isinstance(getattr(module, 'qkv', None), nn.Linear):
+            width = module.qkv.out_features // 3
+            total += 2 * width * (before**2 - after**2)
+    return total
+
+
+def decoder(model: Any, tokens: Tokens) -> float:
+    """MAE, MFF, EVA: the decoder's blocks skip thrown tokens, its prediction visible ones."""
+    neck, prefix = model.neck, partial_of(model).num_prefix
+    before, after = tokens.length + 1, prefix + tokens.length - tokens.thrown
+    blocks = nn.ModuleList([neck.decoder_blocks, neck.decoder_norm])
+    prediction = neck.decoder_pred.weight.numel() * (before - tokens.predicted)
+    return block_macs(blocks, before, after) + prediction
+
+
+def encoder(model: Any, tokens: Tokens) -> float:
+    """MaskFeat: the encoder skips thrown tokens, the linear neck visible ones."""
+    neck = sum(m.weight.numel() for m in model.neck.modules() if isinstance(m, nn.Linear))
+    return _vit(model.backbone, tokens) + neck * (tokens.length - tokens.predicted)
+
+
+def simmim(model: Any, tokens: Tokens) -> float:
+    """SimMIM: ViT or Swin; the neck is a 1x1 convolution."""
+    if tokens.thrown == 0:
+        return 0.0  # the framework's own path
+    neck = sum(m.weight.numel() for m in model.neck.modules() if isinstance(m, nn.Conv2d))
+    swin = hasattr(model.backbone, 'stages')
+    encoder_saving = (_swin if swin else _vit)(model.backbone, tokens)
+    return encoder_saving + neck * (tokens.length - tokens.predicted)
+
+
+def beit(model: Any, tokens: Tokens) -> float:
+    """BEiT: the encoder skips thrown tokens. BEiTv2: its neck too, and there are two losses."""
+    saving, heads = _vit(model.backbone, tokens), 1
+    if model.with_neck:
+        before = tokens.length + 1
+        saving += block_macs(model.neck.patch_aggregation, before, before - tokens.thrown)
+        saving += 2 * 5 * model.backbone.embed_dims * tokens.thrown  # the norm of both inputs
+        heads = 2
+    head = sum(m.weight.numel() for m in model.head.modules() if isinstance(m, nn.Linear))
+    return saving + heads * head * (tokens.masked - tokens.predicted)
+
+
+def fcmae(model: Any, tokens: Tokens) -> float:
+    """FCMAE: projection of visible units, blocks on present ones, prediction of masked ones."""
+    neck = model.neck
+    saving = neck.proj.weight.numel() * tokens.masked
+    saving += neck.pred.weight.numel() * (tokens.length - tokens.predicted)
+    for module in neck.decoder.modules():
+        if isinstance(module, nn.Linear):
+            saving += module.weight.numel() * tokens.thrown
+        elif isinstance(module, nn.LayerNorm):
+            saving += 5 * module.normalized_shape[-1] * tokens.thrown
+    return saving
+
+
+def ibot(model: Any, tokens: Tokens) -> float:
+    """iBOT, one masked view: the student's encoder skips thrown tokens."""
+    head = model.neck
+    per_token = sum(m.weight.numel() for m in head.modules() if isinstance(m, nn.Linear))
+    return _vit(model.backbone, tokens) + per_token * (tokens.masked - tokens.predicted)
+
+
+FORMULAS: dict[str, Callable[[Any, Tokens], float]] = {
+    'MAEAdapter': decoder,
+    'MaskFeatAdapter': encoder,
+    'SimMIMAdapter': simmim,
+    'BEiTAdapter': beit,
+    'FCMAEAdapter': fcmae,
+    'IBOTAdapter': ibot,
+}
+"""Adapter to formula ``(model, tokens) -> MACs``; add your adapter's."""
+
+
+def _vit(backbone: Any, tokens: Tokens) -> float:
+    before = tokens.length + 1
+    blocks = [backbone.layers, *([backbone.ln1] if backbone.final_norm else [])]
+    return block_macs(nn.ModuleList(blocks), before, before - tokens.thrown)
+
+
+def _swin(backbone: Any, tokens: Tokens) -> float:
+    """Per token everything but attention, whose windows stay dense; thrown come whole units."""
+    side = 2 ** (len(backbone.stages) - 1)
+    embedding = sum(p.numel() for p in backbone.patch_embed.projection.parameters() if p.dim() > 1)
+    if backbone.patch_embed.norm is not None:
+        embedding += 5 * backbone.embed_dims
+    saving = float(embedding * tokens.masked * side**2)
+    for stage in backbone.stages:
+        saving += _per_token(stage.blocks) * tokens.thrown * side**2
+        if stage.downsample is not None:
+            side //= 2
+            saving += _per_token(stage.downsample) * tokens.thrown * side**2
+    last = getattr(backbone, f'norm{len(backbone.stages) - 1}')
+    return saving + _per_token(last) * tokens.thrown
+
+
+def _per_token(module: nn.Module) -> int:
+    linear = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+    norms = sum(m.normalized_shape[-1] for m in module.modules() if isinstance(m, nn.LayerNorm))
+    return linear + 5 * norms

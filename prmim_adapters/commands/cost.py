@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prmim cost CONFIG``: what a training step costs, counted."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command('cost')
+@click.argument('config')
+@click.option(
+    '--ratio', 'ratios', type=float, multiple=True,
+    help="Throw ratio; may be repeated. The config's own one by default.",
+)  # fmt: skip
+@click.option('--batch-size', default=2, show_default=True, type=click.IntRange(min=2))
+@click.option('--json', 'as_json', is_flag=True, help='Print JSON instead of a markdown table.')
+@click.option('--plot', 'picture', type=click.Path(dir_okay=False), help='Picture to write.')
+def cost(
+    config: str, ratios: tuple[float, ...], batch_size: int, as_json: bool, picture: str | None
+) -> None:
+    """Count MACs and memory of the framework, plain partial reconstruction and PR-MIM.
+
+    CONFIG is a pre-training config: of type PRMIM, or of any framework with an adapter; a file or
+    a name such as mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py. Images are
+    random and masks as in training, so no data are needed. Nothing is timed: see `prmim bench`.
+    """
+    from ..accounting import UndercountError, make_batch
+    from ..accounting.report import compare, plot
+    from ..accounting.variants import build_variants, load_config
+
+    try:
+        settings = load_config(config)
+        variants = build_variants(settings, ratios)
+        batch = make_batch(settings, variants[0].model, batch_size=batch_size)
+        report = compare(variants, batch, settings.get('optim_wrapper', {}).get('optimizer'))
+    except (FileNotFoundError, KeyError, TypeError, UndercountError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    if picture:
+        plot(report, picture)
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+        return
+    click.echo(f'{report.markdown()}\n\n{report.notes}')
