@@ -20,7 +20,8 @@ _OWN_IMPORTS = ['prmim_adapters.openmmlab', 'prmim_adapters.sweep.evaluation']
 def write_base(path: Path, framework: Framework, spec: Spec) -> None:
     """Write the config that all points of a framework share: its own, plus the spec's options."""
     source = resolve(framework.config, spec.folder)
-    own = Config.fromfile(source, import_custom_modules=False)
+    write(path, source, {})
+    own = Config.fromfile(path, import_custom_modules=False)
     imports = own.get('custom_imports') or {}
     shared = dict(
         custom_imports=dict(

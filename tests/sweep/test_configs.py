@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+from mmengine.config import Config
+
+from prmim_adapters.sweep.configs import merge, write_base, write_point, write_transfer
+from prmim_adapters.sweep.spec import Evaluation, Framework, Point, Spec, Transfer
+
+IMAGENET_MAE = 'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py'
+
+
+def spec_of(framework, folder, **changes):
+    fields = dict(
+        frameworks={'mae': framework},
+        arms={'near': dict(sampler='random', aggregator=dict(type='nearest', neighbours=3))},
+        ratios=(0.5,),
+        seeds=(0,),
+        evaluation=Evaluation(train={}, test={}, num_classes=10),
+        folder=folder,
+    )
+    return Spec(**{**fields, **changes})
+
+
+@pytest.fixture
+def own_config(tmp_path):
+    (tmp_path / 'mae.py').write_text(
+        "custom_imports = dict(imports=['my_mim'], allow_failed_imports=False)\n"
+        "custom_hooks = [dict(type='EMAHook')]\n"
+        "model = dict(type='MAE', neck=dict(depth=4, width=8))\n"
+        'randomness = dict(diff_rank_seed=True)\n'
+    )
+    return Framework('mae.py', options=dict(model=dict(neck=dict(depth=2))))
+
+
+def test_base_keeps_the_frameworks_own_hooks_and_imports(own_config, tmp_path):
+    spec = spec_of(own_config, tmp_path, options=dict(train_cfg=dict(max_epochs=3)))
+    write_base(tmp_path / 'out' / 'base.py', own_config, spec)
+    base = Config.fromfile(tmp_path / 'out' / 'base.py', import_custom_modules=False)
+    assert base.custom_imports.imports == [
+        'my_mim',
+        'prmim_adapters.openmmlab',
+        'prmim_adapters.sweep.evaluation',
+    ]
+    assert [hook.type for hook in base.custom_hooks] == ['EMAHook', 'FrozenFeatureHook']
+    assert base.model.neck == dict(depth=2, width=8)
+    assert base.train_cfg.max_epochs == 3
+
+
+def test_point_wraps_the_framework_with_the_arms_options(own_config, tmp_path):
+    spec = spec_of(own_config, tmp_path)
+    base, path = tmp_path / 'out' / 'base.py', tmp_path / 'out' / 'point' / 'config.py'
+    write_base(base, own_config, spec)
+    write_point(path, base, Point('mae', 'near', 0.5, 7), spec)
+    config = Config.fromfile(path, import_custom_modules=False)
+    assert config.model == dict(
+        type='PRMIM',
+        framework=dict(type='MAE', neck=dict(depth=2, width=8)),
+        sampler='random',
+        aggregator=dict(type='nearest', neighbours=3),
+        throw_ratio=0.5,
+    )
+    assert config.randomness == dict(seed=7, diff_rank_seed=True)
+    write_point(path, base, Point('mae', 'framework', 0.0, 7), spec)
+    assert Config.fromfile(path, import_custom_modules=False).model.type == 'MAE'
+
+
+def test_a_base_from_mmpretrain_gets_a_collate_function_without_scope(tmp_path):
+    framework = Framework(IMAGENET_MAE)
+    write_base(tmp_path / 'base.py', framework, spec_of(framework, tmp_path))
+    base = Config.fromfile(tmp_path / 'base.py', import_custom_modules=False)
+    assert base.train_dataloader.collate_fn == dict(type='default_collate')
+    assert base.train_dataloader.batch_size == 512
+
+
+def test_transfer_starts_from_the_encoder(tmp_path):
+    (tmp_path / 'linear.py').write_text("model = dict(backbone=dict(type='ViT'))\n")
+    transfer = Transfer('linear.py', options=dict(train_cfg=dict(max_epochs=1)))
+    spec = spec_of(Framework('mae.py'), tmp_path)
+    checkpoint = tmp_path / 'epoch_3.pth'
+    point = Point('mae', 'near', 0.5, 7)
+    write_transfer(tmp_path / 'out.py', transfer, checkpoint, point, spec)
+    config = Config.fromfile(tmp_path / 'out.py', import_custom_modules=False)
+    expected = dict(type='Pretrained', checkpoint=str(checkpoint), prefix='backbone.')
+    assert config.model.backbone == dict(type='ViT', init_cfg=expected)
+    assert config.train_cfg.max_epochs == 1
+
+
+def test_merge_is_mmengines():
+    first = dict(a=dict(x=1, y=2), b=[1, 2], c=3)
+    second = dict(a=dict(y=5), b=[9], d=dict(z=1))
+    assert merge(first, second) == dict(a=dict(x=1, y=5), b=[9], c=3, d=dict(z=1))
+    replaced = merge(first, dict(a=dict(_delete_=True, q=1)))
+    assert replaced['a'] == dict(_delete_=True, q=1)
+    assert first == dict(a=dict(x=1, y=2), b=[1, 2], c=3)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prmim_adapters.sweep import SpecError, load_spec
+from prmim_adapters.sweep.spec import Point
+
+SPECS = sorted((Path(__file__).parents[2] / 'sweeps').glob('*.yaml'))
+
+
+def minimal(**changes):
+    spec = dict(
+        frameworks=dict(mae=dict(config='mae.py')),
+        arms=dict(plain=dict(sampler='random', aggregator=None)),
+        ratios=[0.5, 0.7],
+        seeds=[0, 1],
+        evaluation=dict(train={}, test={}, num_classes=10),
+    )
+    return {**spec, **changes}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(data):
+        (tmp_path / 'spec.yaml').write_text(yaml.safe_dump(data))
+        return load_spec(tmp_path / 'spec.yaml')
+
+    return load
+
+
+def test_points_are_the_product_seed_by_seed(load):
+    names = [point.name for point in load(minimal()).points()]
+    assert names == [
+        'mae/framework/seed0',
+        'mae/plain-0.50/seed0',
+        'mae/plain-0.70/seed0',
+        'mae/framework/seed1',
+        'mae/plain-0.50/seed1',
+        'mae/plain-0.70/seed1',
+    ]
+
+
+def test_settings_decide_identity(load):
+    first, second = load(minimal()), load(minimal(seeds=[0, 1, 2], verdict=dict(margin=1.0)))
+    point = Point('mae', 'plain', 0.5, 1)
+    assert first.settings(point) == second.settings(point)
+    other = load(minimal(options=dict(train_cfg=dict(max_epochs=3))))
+    assert first.settings(point) != other.settings(point)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(ratio=[0.5]), "spec: unknown key 'ratio'; allowed: arms, "),
+        (dict(ratios=[]), 'ratios: expected a non-empty list'),
+        (dict(ratios=[1.5]), 'ratios: 1.5 is not between 0 and 1'),
+        (dict(seeds=[-1]), 'seeds: -1 is not a whole number'),
+        (dict(frameworks={}), 'frameworks: name at least one'),
+        (dict(frameworks=dict(mae=dict(cfg='a.py'))), "frameworks.mae: unknown key 'cfg'"),
+        (dict(frameworks=dict(mae={})), "frameworks.mae: .* 'config'"),
+        (dict(arms=dict(framework={})), "arms: 'framework' is the framework itself"),
+        (dict(arms={'a/b': {}}), "'a/b': names become folders"),
+        (dict(arms=dict(a=dict(throw_ratio=0.5))), 'arms.a.throw_ratio: the axis `ratios` sets it'),
+        (dict(verdict=dict(plain='x')), "verdict.plain: 'x' is no arm; arms are plain"),
+        (dict(evaluation=dict(train={}, test={})), 'evaluation: .*num_classes'),
+    ],
+)
+def test_mistakes_are_named(load, changes, message):
+    with pytest.raises(SpecError, match=message):
+        load(minimal(**changes))
+
+
+@pytest.mark.parametrize('path', SPECS, ids=lambda path: path.stem)
+def test_shipped_specs_load_and_their_configs_exist(path):
+    spec = load_spec(path)
+    assert spec.verdict.plain in spec.arms
+    for framework in spec.frameworks.values():
+        assert '::' in framework.config or (path.parent / framework.config).is_file()

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from prmim_adapters.sweep.statistics import (
+    Difference,
+    against_framework,
+    against_plain,
+    mean_and_spread,
+    paired_difference,
+)
+
+
+def test_interval_is_that_of_a_paired_t_test():
+    rng = np.random.default_rng(0)
+    this, other = rng.normal(50, 2, 5), rng.normal(49, 2, 5)
+    expected = ttest_rel(this, other).confidence_interval(0.9)
+    got = paired_difference(dict(enumerate(this)), dict(enumerate(other)), confidence=0.9)
+    assert got.mean == pytest.approx((this - other).mean())
+    assert (got.low, got.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_only_shared_seeds_are_compared():
+    got = paired_difference({0: 1.0, 1: 5.0, 2: 9.0}, {1: 4.0, 2: 6.0, 7: 0.0})
+    assert (got.mean, got.seeds) == (2.0, 2)
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_one_seed_decides_nothing():
+    got = paired_difference({0: 60.0}, {0: 40.0})
+    assert (got.low, got.high) == (-math.inf, math.inf)
+    assert against_framework(got, margin=0.3) == 'undecided'
+    assert against_plain(got) == 'undecided'
+    assert str(got) == '+20.00'
+
+
+@pytest.mark.parametrize(
+    ('low', 'high', 'framework', 'plain'),
+    [
+        (0.1, 0.9, 'better', 'better'),
+        (-0.2, 0.4, 'lossless', 'undecided'),
+        (-0.2, -0.1, 'lossless', 'worse'),
+        (-0.9, -0.1, 'worse', 'worse'),
+        (-0.9, 0.5, 'undecided', 'undecided'),
+    ],
+)
+def test_verdicts(low, high, framework, plain):
+    difference = Difference((low + high) / 2, low, high, 3)
+    assert against_framework(difference, margin=0.3) == framework
+    assert against_plain(difference) == plain
+
+
+def test_mean_and_spread():
+    assert mean_and_spread({0: 40.0, 1: 42.0}) == '41.00 ± 1.41'
+    assert mean_and_spread({0: 40.0}) == '40.00'
+    assert mean_and_spread({}) == '-'
