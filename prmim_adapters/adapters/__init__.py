@@ -15,6 +15,12 @@ _LOCATIONS = {
     'mmpretrain.models.selfsup.maskfeat.MaskFeat': 'maskfeat',
     'mmpretrain.models.selfsup.beit.BEiT': 'beit',
     'prmim_adapters.frameworks.fcmae.FCMAE': 'fcmae',
+    'mmpretrain.models.selfsup.spark.SparK': 'spark',
+    'prmim_adapters.frameworks.ibot.IBOT': 'ibot',
+    'models_mae.MaskedAutoencoderViT': 'original_mae',
+    'models.simmim.SimMIM': 'original_simmim',
+    'models.fcmae.FCMAE': 'original_fcmae',
+    'utils.MultiCropWrapper': 'original_ibot',
 }
 for _framework, _module in _LOCATIONS.items():
     ADAPTERS.register_location(_framework, f'{__name__}.{_module}')

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The original SimMIM, https://github.com/microsoft/SimMIM, file models/simmim.py.
+
+Modifications:
+* ``VisionTransformerForSimMIM.forward`` encodes cls + visible + kept tokens. The shared relative
+  position bias is gathered per image; a bias per block (``MODEL.VIT.USE_RPB``) is refused.
+* ``SwinTransformerForSimMIM.forward`` runs all stages on visible and kept 32-pixel units (see
+  ``original_swin.py``).
+* Both reconstruct the thrown tokens and return the feature map that they always did, so the decoder
+  and ``SimMIM.forward`` are upstream's. At ratio 0 the encoders are upstream's too.
+* Where thrown tokens weigh differently from kept ones, the loss is upstream's with those weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import PartialReconstruction, gather_tokens, table_rows
+from ..core.partition import Grid
+from .base import Adapter
+from .dense import (
+    changes_loss,
+    dense_features,
+    feature_map,
+    fixed_positions,
+    present_bias,
+    weighted_l1,
+)
+from .registry import ADAPTERS
+from .upstream_classes import UpstreamClasses
+
+
+class VisionTransformerSeam:
+    """SimMIM's ViT on present tokens only."""
+
+    partial: PartialReconstruction
+
+    def forward(self: Any, x: Tensor, mask: Tensor) -> Tensor:
+        """x (B, 3, H, W), mask (B, h, w), 1 = masked -> features (B, C, h, w)."""
+        if self.partial.num_thrown == 0:
+            return super().forward(x, mask)  # type: ignore[misc]
+        partition = self.partial.split(mask.flatten(1).bool())
+        visible = gather_tokens(self.patch_embed(x), partition.visible)
+        cls = self.cls_token.expand(x.shape[0], -1, -1)
+        kept = self.mask_token.expand(*partition.kept.shape, -1)
+        x = torch.cat((cls, visible, kept.to(visible.dtype)), dim=1)
+        if self.pos_embed is None:
+            token = self.mask_token
+            positions = fixed_positions(
+                self.partial.grid, token.shape[-1], token.dtype, token.device
+            )
+        else:
+            positions = self.pos_embed[0, 1:]
+            prefix = self.pos_embed[:, :1].expand(x.shape[0], -1, -1)
+            x = x + torch.cat((prefix, table_rows(positions, partition.present)), dim=1)
+        x = self.pos_drop(x)
+        bias = present_bias(self.rel_pos_bias, partition)
+        for block in self.blocks:
+            x = block(x, rel_pos_bias=bias)
+        queries = self.mask_token[0] + positions
+        features = dense_features(self.partial, partition, self.norm(x)[:, 1:], queries)
+        return feature_map(features, self.partial.grid)
+
+
+class SwinTransformerSeam:
+    """SimMIM's Swin on present units only."""
+
+    partial: PartialReconstruction
+
+    def forward(self: Any, x: Tensor, mask: Tensor) -> Tensor:
+        """x (B, 3, H, W), mask (B, H / 4, W / 4), 1 = masked -> features (B, C, H / 32, W / 32)."""
+        if self.partial.num_thrown == 0:
+            return super().forward(x, mask)  # type: ignore[misc]
+        from .original_swin import encode_units
+
+        return encode_units(self, x, mask)
+
+
+class SimMIMSeam:
+    """SimMIM with weights for thrown tokens."""
+
+    partial: PartialReconstruction
+
+    def forward(self: Any, x: Tensor, mask: Tensor) -> Tensor:
+        """Upstream's loss of images x (B, 3, H, W) under mask (B, h, w), 1 = masked."""
+        if not changes_loss(self.partial):
+            return super().forward(x, mask)  # type: ignore[misc]
+        return weighted_l1(self.partial, x, self.decoder(self.encoder(x, mask)), mask)
+
+
+CLASSES = UpstreamClasses(
+    __name__,
+    {
+        'models.simmim.VisionTransformerForSimMIM': VisionTransformerSeam,
+        'models.simmim.SwinTransformerForSimMIM': SwinTransformerSeam,
+        'models.simmim.SimMIM': SimMIMSeam,
+    },
+)
+__getattr__ = CLASSES.find
+
+
+@ADAPTERS.register_module(framework='models.simmim.SimMIM')
+class OriginalSimMIMAdapter(Adapter):
+    """Seam: the encoder."""
+
+    classes = CLASSES
+    host = 'encoder'
+    guests = ('',)
+    absolute_positions = False
+
+    @classmethod
+    def grid(cls, model: Any) -> Grid:
+        """ViT: the patch grid. Swin: the units, one per token of the last stage."""
+        encoder = model.encoder
+        if hasattr(encoder, 'layers'):
+            from .original_swin import unit_grid
+
+            return unit_grid(encoder)
+        if encoder.use_rel_pos_bias:
+            raise ValueError(
+                'MODEL.VIT.USE_RPB=True: every block adds a bias of the full grid, which does not '
+                'fit present tokens; pre-train with USE_RPB=False, USE_SHARED_RPB=True (upstream '
+                'copies the shared bias into every block for fine-tuning)'
+            )
+        return encoder.patch_embed.patch_shape
+
+    @classmethod
+    def width(cls, model: Any) -> int:
+        """Channels of the features that the decoder takes."""
+        return model.encoder.num_features
+
+    @classmethod
+    def num_prefix(cls, model: Any) -> int:
+        """The cls token of a ViT; none in Swin."""
+        return int(hasattr(model.encoder, 'cls_token'))

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prmim patch REPO_DIR``: the lines that an original repository's training script gains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command('patch')
+@click.argument('folder', type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option('--check', is_flag=True, help='Change nothing; say what would be done.')
+@click.option('--undo', is_flag=True, help='Take the lines out again.')
+def patch(folder: Path, check: bool, undo: bool) -> None:
+    """Add partial reconstruction to the pre-training script of the checkout in FOLDER.
+
+    FOLDER is facebookresearch/mae, microsoft/SimMIM, facebookresearch/ConvNeXt-V2 or
+    bytedance/ibot at the commit that this package is tested against. Three lines are inserted;
+    nothing is replaced. The script then knows --throw_ratio, --sampler and --aggregator, and
+    reads PRMIM_THROW_RATIO, PRMIM_SAMPLER and PRMIM_AGGREGATOR from the environment.
+    """
+    from ..upstream import patching
+
+    if check and undo:
+        raise click.UsageError('--check and --undo exclude each other')
+    try:
+        repository = patching.identify(folder)
+        for path in patching.changed_seams(folder, repository):
+            click.echo(
+                f'warning: {folder / path} differs from commit {repository.commit[:7]}, which the '
+                'adapter is tested with',
+                err=True,
+            )
+        script = f'{folder / repository.script} ({repository.name}, {repository.licence})'
+        if check:
+            state = 'patched' if patching.is_patched(folder, repository) else 'can be patched'
+            click.echo(f'{script}: {state}')
+        elif undo:
+            patching.undo(folder, repository)
+            click.echo(f'{script}: restored')
+        else:
+            patching.apply(folder, repository)
+            click.echo(f'{script}: patched')
+    except patching.PatchError as error:
+        raise click.ClickException(str(error)) from error

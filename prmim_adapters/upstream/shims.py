@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the original repositories miss on a current stack, one small named shim for each thing.
+
+A shim changes libraries in this process, never a file of the repository, and only where the library
+lacks what it supplies. ``shim(script, arguments)`` returns whether it changed anything;
+``arguments`` are the script's, to be edited in place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections.abc
+import importlib.util
+import inspect
+import math
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+Shim = Callable[[Path, list[str]], bool]
+SHIMS: dict[str, Shim] = {}
+
+
+def shim(name: str) -> Callable[[Shim], Shim]:
+    """Register a shim under a name; the first line of its docstring is its description."""
+
+    def register(function: Shim) -> Shim:
+        SHIMS[name] = function
+        return function
+
+    return register
+
+
+@shim('torch-six')
+def torch_six(script: Path, arguments: list[str]) -> bool:
+    """The module torch._six, gone in torch 1.13 (mae, ConvNeXt-V2)."""
+    if importlib.util.find_spec('torch._six') is not None:
+        return False
+    module: Any = ModuleType('torch._six')
+    module.inf = math.inf
+    module.string_classes = (str, bytes)
+    module.container_abcs = collections.abc
+    sys.modules['torch._six'] = module
+    return True
+
+
+@shim('numpy-float')
+def numpy_float(script: Path, arguments: list[str]) -> bool:
+    """The alias numpy.float, gone in numpy 1.24 (mae)."""
+    import numpy as np
+
+    if 'float' in vars(np):
+        return False
+    np.float = float  # type: ignore[attr-defined]
+    return True
+
+
+class _Version(str):
+    """A version that also equals the one that a script asks for."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other) is True or other == '0.3.2'
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+@shim('timm-version')
+def timm_version(script: Path, arguments: list[str]) -> bool:
+    """timm.__version__ == '0.3.2', which scripts assert (mae, ConvNeXt-V2)."""
+    timm = _timm()
+    if timm is None or timm.__version__ == '0.3.2':
+        return False
+    timm.__version__ = _Version(timm.__version__)
+    return True
+
+
+@shim('timm-block')
+def timm_block(script: Path, arguments: list[str]) -> bool:
+    """The argument qk_scale=None of timm's Block, gone in timm 0.4.12 (mae)."""
+    module = _timm('timm.models.vision_transformer')
+    if module is None or 'qk_scale' in inspect.signature(module.Block).parameters:
+        return False
+    block = module.Block
+
+    class Block(block):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, qk_scale: None = None, **kwargs: Any) -> None:
+            if qk_scale is not None:
+                raise TypeError(f'qk_scale={qk_scale}: timm has no such option any more')
+            super().__init__(*args, **kwargs)
+
+    Block.__module__, Block.__qualname__ = block.__module__, block.__qualname__
+    module.Block = Block
+    return True
+
+
+@shim('timm-vit-head')
+def timm_vit_head(script: Path, arguments: list[str]) -> bool:
+    """timm's VisionTransformer whose forward_features pools, as before timm 0.6 (mae fine-tuning)."""
+    module = _timm('timm.models.vision_transformer')
+    if module is None or not hasattr(module.VisionTransformer, 'forward_head'):
+        return False
+    forward_head = module.VisionTransformer.forward_head
+
+    def pooled_or_not(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.head(x) if x.dim() == 2 else forward_head(self, x, *args, **kwargs)
+
+    module.VisionTransformer.forward_head = pooled_or_not
+    return True
+
+
+@shim('timm-weight-decay')
+def timm_weight_decay(script: Path, arguments: list[str]) -> bool:
+    """timm.optim.optim_factory.add_weight_decay, renamed in timm 0.6 (mae, ConvNeXt-V2)."""
+    module = _timm('timm.optim.optim_factory')
+    if module is None or hasattr(module, 'add_weight_decay'):
+        return False
+    module.add_weight_decay = module.param_groups_weight_decay
+    return True
+
+
+@shim('timm-nadam')
+def timm_nadam(script: Path, arguments: list[str]) -> bool:
+    """The class name timm.optim.nadam.Nadam, gone in timm 1.0 (ConvNeXt-V2 fine-tuning)."""
+    module = _timm('timm.optim.nadam')
+    if module is None or hasattr(module, 'Nadam'):
+        return False
+    module.Nadam = module.NAdamLegacy
+    return True
+
+
+@shim('timm-interpolation')
+def timm_interpolation(script: Path, arguments: list[str]) -> bool:
+    """timm.data.transforms._pil_interp, gone in timm 0.6 (SimMIM)."""
+    module = _timm('timm.data.transforms')
+    if module is None or hasattr(module, '_pil_interp'):
+        return False
+    module._pil_interp = module.str_to_interp_mode
+    return True
+
+
+@shim('timm-cosine')
+def timm_cosine(script: Path, arguments: list[str]) -> bool:
+    """The argument t_mul of timm's CosineLRScheduler, renamed in timm 0.5 (SimMIM)."""
+    module = _timm('timm.scheduler.cosine_lr')
+    if module is None or 't_mul' in inspect.signature(module.CosineLRScheduler).parameters:
+        return False
+    scheduler = module.CosineLRScheduler
+
+    class CosineLRScheduler(scheduler):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, t_mul: float = 1.0, **kwargs: Any) -> None:
+            super().__init__(*args, cycle_mul=t_mul, **kwargs)
+
+    module.CosineLRScheduler = CosineLRScheduler
+    return True
+
+
+@shim('minkowski')
+def minkowski(script: Path, arguments: list[str]) -> bool:
+    """MinkowskiEngine and MinkowskiOps on packed tensors, where they are not built (ConvNeXt-V2)."""
+    found = importlib.util.find_spec('MinkowskiEngine')
+    if found is not None and found.origin is not None:
+        return False  # an empty submodule folder is a namespace package, without origin
+    from . import minkowski
+
+    sys.modules['MinkowskiEngine'] = sys.modules['MinkowskiOps'] = minkowski
+    return True
+
+
+@shim('resume')
+def resume(script: Path, arguments: list[str]) -> bool:
+    """Argument and config classes in checkpoints, refused since torch 2.6 (all four)."""
+    allowed: list[Any] = [argparse.Namespace]
+    if importlib.util.find_spec('yacs') is not None:
+        from yacs.config import CfgNode
+
+        allowed.append(CfgNode)
+    torch.serialization.add_safe_globals(allowed)
+    return True
+
+
+@shim('local-rank')
+def local_rank(script: Path, arguments: list[str]) -> bool:
+    """--local_rank where a script requires it, and torch's new spelling --local-rank (all four)."""
+    renamed = [a.replace('--local-rank', '--local_rank', 1) for a in arguments]
+    given = any(a.split('=')[0] == '--local_rank' for a in renamed)
+    required = any(
+        'local_rank' in line and 'required=True' in line
+        for line in script.read_text(encoding='utf-8').splitlines()
+    )
+    if required and not given:
+        renamed += ['--local_rank', os.environ.get('LOCAL_RANK', '0')]
+    changed = renamed != arguments
+    arguments[:] = renamed
+    return changed
+
+
+@shim('process-group')
+def process_group(script: Path, arguments: list[str]) -> bool:
+    """A process group of one for scripts that cannot run without (SimMIM, iBOT)."""
+    makes_one = 'init_process_group(' in script.read_text(encoding='utf-8')
+    if 'RANK' in os.environ or not (makes_one or script.name == 'main_ibot.py'):
+        return False
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    os.environ.update(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0')
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    return True
+
+
+@shim('cpu')
+def cpu(script: Path, arguments: list[str]) -> bool:
+    """Calls that need CUDA, on a machine without (all four; to try things out)."""
+    if torch.cuda.is_available():
+        return False
+    from .cpu import install
+
+    install()
+    return True
+
+
+def _timm(name: str = 'timm') -> Any | None:
+    """A module of timm; None if there is no such module."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None
