@@ -282,7 +282,7 @@ def window_layout(
         return WindowLayout(
             slots=slots,
             region=None if region is None else region[:, None],
-            padding=by_window(padding) if padding.any() else None,
+            padding=by_window(padding) if position.shape != (height, width) else None,
             area=window**2,
             num_slots=position.numel(),
         )

@@ -158,7 +158,8 @@ def unit_mask(mask: Tensor, grid: Grid) -> Tensor:
         ValueError: the mask changes inside a unit.
     """
     parts = tiles(mask[:, None], grid).flatten(2)
-    if (parts != parts[..., :1]).any():
+    # a compiled graph cannot raise; the eager batch before it has been looked at
+    if not torch.compiler.is_compiling() and (parts != parts[..., :1]).any():
         raise ValueError(
             f'the {mask.shape[1]}x{mask.shape[2]} mask is not constant inside the '
             f'{grid[0]}x{grid[1]} units that are thrown as a whole: set mask_patch_size of the '

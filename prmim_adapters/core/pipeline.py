@@ -20,7 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .partition import Grid, Sampler, TokenPartition, gather_tokens, partition_tokens
+from .partition import (
+    Grid,
+    Sampler,
+    TokenPartition,
+    count_masked,
+    gather_tokens,
+    partition_tokens,
+)
 from .sampling import squared_distance_to
 
 
@@ -62,6 +69,7 @@ class PartialReconstruction(nn.Module):
         self.max_masked_share = max_masked_share
         self.thrown: Tensor | None = None
         self.supervised_index: Tensor | None = None
+        self._num_masked: int | None = None
 
     @property
     def num_thrown(self) -> int:
@@ -89,11 +97,24 @@ class PartialReconstruction(nn.Module):
             num_thrown: T, :attr:`num_thrown` by default.
         """
         num_thrown = self.num_thrown if num_thrown is None else num_thrown
+        num_masked = self._count(mask) if num_masked is None else num_masked
         partition = partition_tokens(mask, num_thrown, self.grid, self.sampler, num_masked)
         if len(self.aggregators) > 1:
             partition = _nearest_first(partition)
         self.thrown, self.supervised_index = partition.thrown, self.supervised(partition)
         return partition
+
+    def _count(self, mask: Tensor) -> int:
+        """Masked tokens per image of a mask that the data made.
+
+        A compiled graph cannot read the mask: it takes the number of the eager batch before it,
+        and the device checks it.
+        """
+        if torch.compiler.is_compiling() and self._num_masked is not None:
+            torch._assert_async((mask.sum(dim=1) == self._num_masked).all())
+            return self._num_masked
+        self._num_masked = count_masked(mask)
+        return self._num_masked
 
     def reconstruct(self, partition: TokenPartition, features: Tensor, queries: Tensor) -> Tensor:
         """Features at the supervised tokens.

@@ -19,7 +19,9 @@ from typing import Any
 import mmengine.dist.utils as mmengine_dist
 import numpy as np
 import torch
+from mmcv.cnn.bricks import DropPath
 from mmengine.logging import HistoryBuffer
+from torch import nn
 
 #: The attributes of HistoryBuffer that its pickle refers to (``_statistics_methods``).
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
@@ -100,3 +102,13 @@ def _init_gloo(backend: str, **kwargs: Any) -> None:
     """Start the process group from the launcher's environment, without choosing a CUDA device."""
     kwargs.pop('init_backend', None)
     torch.distributed.init_process_group(backend=backend, **kwargs)
+
+
+def make_compilable(model: nn.Module) -> None:
+    """Turn the drop path rates of mmpretrain's layers into Python floats.
+
+    Upstream leaves numpy scalars there, and torch.compile breaks its graph at each of them.
+    """
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = float(module.drop_prob)

@@ -9,6 +9,7 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from ..adapters import attach
+from .compat import make_compilable
 
 
 @MODELS.register_module(name='PRMIM')
@@ -27,4 +28,6 @@ def build_prmim(
     """
     if data_preprocessor is not None:
         framework = {'data_preprocessor': data_preprocessor, **framework}
-    return attach(MODELS.build(framework), **options)
+    model = attach(MODELS.build(framework), **options)
+    make_compilable(model)
+    return model

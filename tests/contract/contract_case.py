@@ -80,6 +80,7 @@ class Case:
         saliency: (B, L) dependence of the loss on each token's target.
         losses: runs the loss path of a model.
         equals_at_zero: False where upstream has a defect that the adapter mends (say which).
+        compiles_whole: False where the framework's own forward breaks the compiled graph.
         checkpointing: (attribute path, value) pairs that switch on activation checkpointing.
     """
 
@@ -95,6 +96,7 @@ class Case:
     saliency: Callable[[nn.Module, Batch], Tensor] = pixel_target_saliency
     losses: Callable[[nn.Module, Batch], dict[str, Tensor]] = plain_losses
     equals_at_zero: bool = True
+    compiles_whole: bool = True
     checkpointing: tuple[tuple[str, Any], ...] = ()
 
     def model(self) -> nn.Module:
