@@ -9,7 +9,8 @@
 * Relative links and pictures exist.
 * A figure followed by ``<!-- FILE.json#key.path FORMAT -->`` is that value of a committed result;
   ``G`` or ``M`` before the format divides by 1e9 or 1e6.
-* What stands between ``<!-- begin: FILE -->`` and ``<!-- end -->`` is that file; ``--write`` renews it.
+* What stands between ``<!-- begin: FILE -->`` and ``<!-- end -->`` is that file; ``--write`` renews
+  it.
 """
 
 from __future__ import annotations
@@ -123,12 +124,12 @@ def bash_block(code: str) -> Iterator[str]:
                 words = words[1:]
             if words[:1] == ['make']:
                 yield from unknown_targets(words[1:])
-            elif words[:2] == ['mim', 'train']:
-                yield from unknown_config(words[3])
+            elif words[:2] == ['mim', 'train'] and words[3].startswith('configs/mmpretrain/'):
+                yield from unknown_file(words[3])
             elif words[:1] == ['prmim']:
                 yield from unknown_options(words[1:])
-            elif words[:1] == ['python'] and words[1].endswith('.py') and not Path(words[1]).exists():
-                yield f'{words[1]} does not exist'
+            elif words[:1] == ['python'] and words[1].endswith('.py'):
+                yield from unknown_file(words[1])
 
 
 def unknown_targets(words: list[str]) -> Iterator[str]:
@@ -139,10 +140,10 @@ def unknown_targets(words: list[str]) -> Iterator[str]:
             yield f'make has no target {target!r}'
 
 
-def unknown_config(config: str) -> Iterator[str]:
-    """A config of this repository that is not there; upper case is the reader's own."""
-    if config.startswith('configs/mmpretrain/') and not Path(config).exists():
-        yield f'{config} does not exist'
+def unknown_file(name: str) -> Iterator[str]:
+    """A file of this repository that is not there."""
+    if not Path(name).exists():
+        yield f'{name} does not exist'
 
 
 def unknown_options(words: list[str]) -> Iterator[str]:
@@ -163,8 +164,8 @@ def unknown_options(words: list[str]) -> Iterator[str]:
     for word in words[1:]:
         if word.startswith('--') and word.split('=')[0] not in known | {'--help'}:
             yield f'prmim {words[0]} has no option {word}'
-        if word.startswith('configs/') and not Path(word).exists():
-            yield f'{word} does not exist'
+        if word.startswith('configs/'):
+            yield from unknown_file(word)
 
 
 def links(path: Path, text: str) -> Iterator[str]:

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write configs/mmpretrain/metafile.yml: every config with its recipe, in OpenMMLab's format.
+
+A test fails while the file is not what this would write. No entry has weights or results: none of
+the recipes has been trained in full.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mmengine.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / 'configs' / 'mmpretrain'
+COLLECTION = {
+    'Name': 'PR-MIM',
+    'Paper': {
+        'Title': 'PR-MIM: Delving Deeper into Partial Reconstruction in Masked Image Modeling',
+        'URL': 'https://arxiv.org/abs/2411.15746',
+    },
+    'README': 'README.md',
+    'License': 'Apache-2.0',
+}
+
+
+def metafile() -> str:
+    """The text of metafile.yml."""
+    models = [entry(path) for path in sorted(CONFIGS.glob('*.py'))]
+    content = {'Collections': [COLLECTION], 'Models': models}
+    return '# Written by tools/make_metafile.py.\n' + yaml.safe_dump(content, sort_keys=False)
+
+
+def entry(path: Path) -> dict[str, Any]:
+    """One config; its name carries the recipe: processes x images each, precision, epochs."""
+    config = Config.fromfile(path)
+    epochs = config.train_cfg.max_epochs
+    total, each = config.auto_scale_lr.base_batch_size, config.train_dataloader.batch_size
+    precision = '-amp' if config.optim_wrapper.type == 'AmpOptimWrapper' else ''
+    metadata = {'Training Data': 'ImageNet-1k', 'Epochs': epochs, 'Batch Size': total}
+    if config.model.type == 'PRMIM':
+        metadata |= {'Framework': config.model.framework.type.split('.')[-1]}
+        metadata |= {'Throw Ratio': config.model.throw_ratio}
+    return {
+        'Name': f'{path.stem}_{total // each}xb{each}{precision}-{epochs}e_in1k',
+        'Metadata': metadata,
+        'In Collection': COLLECTION['Name'],
+        'Results': None,
+        'Config': str(path.relative_to(ROOT)),
+    }
+
+
+if __name__ == '__main__':
+    (CONFIGS / 'metafile.yml').write_text(metafile())
