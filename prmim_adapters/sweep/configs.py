@@ -31,11 +31,7 @@ def write_base(path: Path, framework: Framework, spec: Spec) -> None:
         custom_hooks=[*_plain(own.get('custom_hooks') or []), _evaluation_hook(framework, spec)],
     )
     differences = merge(merge(shared, spec.options), framework.options)
-    if source.startswith('mmpretrain::'):
-        # A base from another package leaves a scope in this dict that default_collate refuses.
-        collate = dict(_delete_=True, type='default_collate')
-        loader = dict(collate_fn=collate)
-        differences = merge(dict(train_dataloader=loader), differences)
+    differences = merge(_without_scope(own), differences)
     write(path, source, differences)
 
 
@@ -62,7 +58,10 @@ def write_transfer(
     """Write the config of a fine-tuning or linear run that starts from ``checkpoint``."""
     init = dict(type='Pretrained', checkpoint=str(checkpoint.resolve()), prefix='backbone.')
     start = dict(model=dict(backbone=dict(init_cfg=init)), randomness=dict(seed=point.seed))
-    write(path, resolve(transfer.config, spec.folder), merge(transfer.options, start))
+    source = resolve(transfer.config, spec.folder)
+    write(path, source, {})
+    own = Config.fromfile(path, import_custom_modules=False)
+    write(path, source, merge(merge(_without_scope(own), transfer.options), start))
 
 
 def resolve(config: str, folder: Path) -> str:
@@ -94,6 +93,18 @@ def merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _without_scope(own: Config) -> dict[str, Any]:
+    """Collate functions without the scope that a base from another package leaves in them.
+
+    ``default_collate`` refuses that argument.
+    """
+    return {
+        name: dict(collate_fn=dict(_delete_=True, type=loader['collate_fn']['type']))
+        for name, loader in own.items()
+        if name.endswith('_dataloader') and '_scope_' in ((loader or {}).get('collate_fn') or {})
+    }
+
+
 def _evaluation_hook(framework: Framework, spec: Spec) -> dict[str, Any]:
     evaluation = spec.evaluation
     return dict(
@@ -103,6 +114,7 @@ def _evaluation_hook(framework: Framework, spec: Spec) -> dict[str, Any]:
         num_classes=evaluation.num_classes,
         k=evaluation.k,
         temperature=evaluation.temperature,
+        linear_probe=evaluation.linear_probe,
         regularization=evaluation.regularization,
         backbone=framework.backbone,
     )

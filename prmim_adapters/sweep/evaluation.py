@@ -36,6 +36,7 @@ class FrozenFeatureHook(Hook):
         train_dataloader, test_dataloader: loaders of images with labels, without augmentation.
         num_classes: number of classes.
         k, temperature: see :func:`prmim_adapters.openmmlab.knn.knn_classify`.
+        linear_probe: whether to fit the linear probe.
         regularization: C of the linear probe.
         backbone: dotted path of the evaluated network.
     """
@@ -49,13 +50,14 @@ class FrozenFeatureHook(Hook):
         num_classes: int,
         k: int = 20,
         temperature: float = 0.07,
+        linear_probe: bool = True,
         regularization: float = 0.1,
         backbone: str = 'backbone',
     ) -> None:
         self.dataloaders = (train_dataloader, test_dataloader)
         self.num_classes = num_classes
         self.k, self.temperature = k, temperature
-        self.regularization = regularization
+        self.regularization = regularization if linear_probe else None
         self.backbone = backbone
         self.counted = False
         self.macs: dict[str, float] = {}
@@ -111,7 +113,7 @@ def frozen_accuracy(
     num_classes: int,
     k: int = 20,
     temperature: float = 0.07,
-    regularization: float = 0.1,
+    regularization: float | None = 0.1,
 ) -> dict[str, float]:
     """Accuracy in per cent of two classifiers on features standardised by the training set.
 
@@ -121,24 +123,30 @@ def frozen_accuracy(
         num_classes: number of classes.
         k: neighbours of the nearest-neighbour classifier.
         temperature: of the nearest-neighbour classifier.
-        regularization: C of ``LogisticRegression``.
+        regularization: C of ``LogisticRegression``; None leaves the linear probe out.
 
     Returns:
         dict: ``knn`` and ``linear``, and ``feature_std``, the mean standard deviation of the
         features before standardising (a collapsed encoder has almost none).
     """
-    from sklearn.linear_model import LogisticRegression
-
     (x, y), (x_test, y_test) = train, test
     mean, std = x.mean(0), x.std(0)
     x, x_test = ((part - mean) / (std + 1e-6) for part in (x, x_test))
     nearest = knn_classify(x, y, x_test, num_classes, k, temperature)
+    accuracy = dict(knn=100 * (nearest == y_test).double().mean().item())
+    if regularization is not None:
+        accuracy['linear'] = linear_accuracy(x, y, x_test, y_test, regularization)
+    return dict(accuracy, feature_std=std.mean().item())
+
+
+def linear_accuracy(
+    x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, regularization: float
+) -> float:
+    """Test accuracy in per cent of scikit-learn's logistic regression on (N, C) features."""
+    from sklearn.linear_model import LogisticRegression
+
     probe = LogisticRegression(C=regularization, max_iter=300).fit(x.numpy(), y.numpy())
-    return dict(
-        knn=100 * (nearest == y_test).double().mean().item(),
-        linear=100 * float(probe.score(x_test.numpy(), y_test.numpy())),
-        feature_std=std.mean().item(),
-    )
+    return 100 * float(probe.score(x_test.numpy(), y_test.numpy()))
 
 
 def counted_macs(model: nn.Module, data_batch: dict[str, Any]) -> dict[str, float]:

@@ -19,8 +19,6 @@ from .results import FAILURE, read_json, result_of
 from .spec import FRAMEWORK_ARM, Spec
 
 Cell = tuple[str, str, float]
-#: Accuracies always measured; transfers of the spec follow them.
-METRICS = {'knn': 'kNN', 'linear': 'linear probe'}
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ class Sweep:
     @property
     def metrics(self) -> dict[str, str]:
         """Key in ``accuracy`` to its title."""
-        return METRICS | {name: name for name in self.spec.transfers}
+        transfers = {name: name for name in self.spec.transfers}
+        return _frozen_metrics(self.spec) | transfers
 
     def values(self, cell: Cell, metric: str, part: str = 'accuracy') -> dict[int, float]:
         """Seed to value, of the seeds that have one."""
@@ -86,10 +85,11 @@ def markdown(sweep: Sweep, title: str) -> str:
 
 def _protocol(sweep: Sweep) -> str:
     evaluation, seeds = sweep.spec.evaluation, ', '.join(map(str, sweep.spec.seeds))
+    probe = f'; linear probe: logistic regression, C = {evaluation.regularization}'
     return (
         f'Seeds {seeds}. Frozen features, standardised; kNN: cosine, k = {evaluation.k}, '
-        f'temperature {evaluation.temperature}; linear probe: logistic regression, '
-        f'C = {evaluation.regularization}. Mean ± standard deviation over seeds, in per cent. '
+        f'temperature {evaluation.temperature}{probe if evaluation.linear_probe else ""}. '
+        'Mean ± standard deviation over seeds, in per cent. '
         'GMACs: per image, forward of the loss path and one whole training step.'
     )
 
@@ -173,6 +173,11 @@ def _cost_table(sweep: Sweep) -> str:
     where = ', '.join(sorted(machines)) or 'nothing'
     note = f'Medians over steps, then over seeds, on {where}. They vary from run to run.'
     return f'{note}\n\n{_table(rows, headers)}'
+
+
+def _frozen_metrics(spec: Spec) -> dict[str, str]:
+    metrics = {'knn': 'kNN'}
+    return metrics | {'linear': 'linear probe'} if spec.evaluation.linear_probe else metrics
 
 
 def _labels(cell: Cell) -> list[str]:

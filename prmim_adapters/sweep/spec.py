@@ -8,7 +8,7 @@ A sweep is the product frameworks x arms x throw ratios x seeds. Every point of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,9 @@ class Evaluation:
         train, test: data loader configs, with the fields of ``train_dataloader``.
         num_classes: number of classes.
         k, temperature: of the weighted nearest-neighbour classifier.
-        regularization: C of scikit-learn's ``LogisticRegression``.
+        linear_probe: whether to fit scikit-learn's ``LogisticRegression``; for more than some
+            100,000 images, leave it out and use a transfer instead.
+        regularization: C of the linear probe.
     """
 
     train: dict[str, Any]
@@ -53,6 +55,7 @@ class Evaluation:
     num_classes: int
     k: int = 20
     temperature: float = 0.07
+    linear_probe: bool = True
     regularization: float = 0.1
 
 
@@ -149,18 +152,20 @@ class Spec:
             yield from ((arm, ratio) for ratio in self.ratios)
 
     def settings(self, point: Point) -> dict[str, Any]:
-        """All that decides the outcome of a point, as plain data."""
+        """All that decides the outcome of a point, as plain data; values left at default are not
+        listed, so that an option added later does not make finished results invalid.
+        """
         framework = self.frameworks[point.framework]
         source = self.folder / framework.config
         return dict(
-            framework=asdict(framework),
+            framework=_set_values(framework),
             config=source.read_text() if source.is_file() else framework.config,
             arm=None if point.arm == FRAMEWORK_ARM else self.arms[point.arm],
             ratio=point.ratio,
             seed=point.seed,
             options=self.options,
-            evaluation=asdict(self.evaluation),
-            transfers={name: asdict(transfer) for name, transfer in self.transfers.items()},
+            evaluation=_set_values(self.evaluation),
+            transfers={name: _set_values(transfer) for name, transfer in self.transfers.items()},
         )
 
 
@@ -211,6 +216,17 @@ def _check(spec: Spec) -> None:
     plain = spec.verdict.plain
     if plain is not None and plain not in spec.arms:
         raise SpecError(f'verdict.plain: {plain!r} is no arm; arms are {", ".join(spec.arms)}')
+
+
+def _set_values(part: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults."""
+    values = {}
+    for entry in fields(part):
+        factory = entry.default_factory
+        default = entry.default if factory is MISSING else factory()
+        if getattr(part, entry.name) != default:
+            values[entry.name] = getattr(part, entry.name)
+    return values
 
 
 def _list(value: Any, where: str) -> list[Any]:

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
 import pytest
 from mmengine.config import Config
+from mmpretrain.registry import MODELS
 
+from prmim_adapters import is_attached
+from prmim_adapters.sweep import load_spec
 from prmim_adapters.sweep.configs import merge, write_base, write_point, write_transfer
 from prmim_adapters.sweep.spec import Evaluation, Framework, Point, Spec, Transfer
 
+SPECS = sorted((Path(__file__).parents[2] / 'sweeps').glob('*.yaml'))
 IMAGENET_MAE = 'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py'
 
 
@@ -91,3 +97,29 @@ def test_merge_is_mmengines():
     replaced = merge(first, dict(a=dict(_delete_=True, q=1)))
     assert replaced['a'] == dict(_delete_=True, q=1)
     assert first == dict(a=dict(x=1, y=2), b=[1, 2], c=3)
+
+
+@pytest.mark.parametrize('path', SPECS, ids=lambda path: path.stem)
+def test_every_arm_of_the_shipped_specs_builds(path, tmp_path):
+    spec = load_spec(path)
+    for name, framework in spec.frameworks.items():
+        write_base(tmp_path / name / 'base.py', framework, spec)
+    for point in spec.points():
+        if point.seed == spec.seeds[0] and point.ratio in (0.0, max(spec.ratios)):
+            config = tmp_path / point.name / 'config.py'
+            write_point(config, tmp_path / point.framework / 'base.py', point, spec)
+            model = MODELS.build(Config.fromfile(config).model)
+            assert is_attached(model) == (point.arm != 'framework')
+
+
+@pytest.mark.parametrize('path', SPECS, ids=lambda path: path.stem)
+def test_transfers_of_the_shipped_specs_load(path, tmp_path):
+    spec = load_spec(path)
+    point = spec.points()[0]
+    for name, transfer in spec.transfers.items():
+        write_transfer(tmp_path / f'{name}.py', transfer, tmp_path / 'a.pth', point, spec)
+        config = Config.fromfile(tmp_path / f'{name}.py')
+        assert config.model.backbone.init_cfg.checkpoint == str(tmp_path / 'a.pth')
+        assert transfer.metric == 'accuracy/top1'
+        assert config.val_evaluator.topk[0] == 1
+        MODELS.build(config.model)

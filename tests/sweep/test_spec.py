@@ -50,6 +50,15 @@ def test_settings_decide_identity(load):
     assert first.settings(point) != other.settings(point)
 
 
+def test_defaults_are_no_part_of_the_identity(load):
+    evaluation = dict(train={}, test={}, num_classes=10)
+    point = Point('mae', 'plain', 0.5, 1)
+    first = load(minimal()).settings(point)
+    assert first['evaluation'] == evaluation
+    assert load(minimal(evaluation=dict(evaluation, k=20))).settings(point) == first
+    assert load(minimal(evaluation=dict(evaluation, k=10))).settings(point) != first
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
