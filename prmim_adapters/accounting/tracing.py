@@ -121,12 +121,18 @@ def _static_shapes() -> Iterator[None]:
     def size(self: Tensor, dim: int | None = None) -> Any:
         return shape(self) if dim is None else shape(self)[dim]
 
+    def scatter_(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if isinstance(kwargs.get('value'), bool):  # the tracer has no operator for it (SparK.mask)
+            kwargs['value'] = int(kwargs['value'])
+        return internals.TensorBase.scatter_(self, *args, **kwargs)
+
     tensor_class: Any = torch.Tensor
     tensor_class.shape, tensor_class.size = property(shape), size
+    tensor_class.scatter_ = scatter_
     try:
         yield
-    finally:
-        del tensor_class.shape, tensor_class.size  # those of the base class show again
+    finally:  # those of the base class show again
+        del tensor_class.shape, tensor_class.size, tensor_class.scatter_
 
 
 @contextmanager

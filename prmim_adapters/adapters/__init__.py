@@ -21,6 +21,12 @@ _LOCATIONS = {
     'models.simmim.SimMIM': 'original_simmim',
     'models.fcmae.FCMAE': 'original_fcmae',
     'utils.MultiCropWrapper': 'original_ibot',
+    'transformers.models.vit_mae.modeling_vit_mae.ViTMAEForPreTraining': 'huggingface',
+    'transformers.models.vit.modeling_vit.ViTForMaskedImageModeling': 'huggingface',
+    'transformers.models.swin.modeling_swin.SwinForMaskedImageModeling': 'huggingface_swin',
+    'lightly.models.modules.masked_autoencoder_timm.MAEDecoderTIMM': 'lightly',
+    'lightly.models.modules.masked_vision_transformer_decoder_timm.'
+    'MaskedVisionTransformerDecoderTIMM': 'lightly',
 }
 for _framework, _module in _LOCATIONS.items():
     ADAPTERS.register_location(_framework, f'{__name__}.{_module}')

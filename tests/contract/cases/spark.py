@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SparK of mmpretrain, with its own sparse ConvNeXt V2 and with the packed one."""
+
+from functools import partial
+
+from contract_case import Case, images, plain_losses, total
+from mmpretrain.registry import MODELS
+
+from prmim_adapters.frameworks import packed_convnext  # noqa: F401, registers the backbone
+
+ENCODER, DECODER, UNIT = 32, 32, 32
+LENGTH, MASKED, THROWN = 16, 10, 8  # of 4 x 4 units; 6 visible, 2 kept
+
+
+def build(backbone, encoder=ENCODER, **neck):
+    model = MODELS.build(
+        dict(
+            type='SparK',
+            input_size=128,
+            enc_dec_norm_cfg=dict(type='SparseLN2d', eps=1e-6),
+            enc_dec_norm_dim=encoder,
+            backbone=dict(
+                type=backbone,
+                arch=dict(depths=[1, 1, 2, 1], channels=[encoder // 2**i for i in (3, 2, 1, 0)]),
+                out_indices=[0, 1, 2, 3],
+                gap_before_output=False,
+                layer_scale_init_value=0.0,
+                use_grn=True,
+            ),
+            neck=dict(
+                type='SparKLightDecoder',
+                feature_dim=DECODER,
+                upsample_ratio=UNIT,
+                norm_cfg=dict(type='BN'),
+                **neck,
+            ),
+            head=dict(
+                type='SparKPretrainHead',
+                loss=dict(type='PixelReconstructionLoss', criterion='L2'),
+            ),
+        )
+    )
+    model.init_weights()
+    return model
+
+
+def saving(encoder=ENCODER) -> float:
+    """Projections and decoder are convolutions and batch norms: a thrown unit saves its share."""
+    per_unit = 1 * encoder * DECODER if encoder != DECODER else 0
+    per_unit += sum(2 ** (2 * i) * 9 * (encoder >> i) * (DECODER >> i) for i in (1, 2, 3))
+    for i in range(5):
+        before, after, positions = DECODER >> i, DECODER >> (i + 1), 2 ** (2 * i + 2)
+        per_unit += positions * (4 * before**2 + 9 * before**2 + 9 * before * after)
+        per_unit += positions * 5 * (before + after)
+    return THROWN * (per_unit + UNIT**2 * (DECODER >> 5) * 3)
+
+
+def saliency(model, batch):
+    """Gradient with respect to the target rows that the loss module sees."""
+    seen = {}
+
+    def watch(module, args):
+        seen['target'] = args[1].detach().requires_grad_()
+        return (args[0], seen['target'], *args[2:])
+
+    handle = model.head.loss.register_forward_pre_hook(watch)
+    total(plain_losses(model, batch)).backward()
+    handle.remove()
+    rows = seen['target'].grad.abs().sum(-1)
+    index = model.neck.partial.supervised_index
+    return rows.new_zeros(rows.shape[0], LENGTH).scatter(1, index, rows)
+
+
+CASES = [
+    Case(
+        name=name,
+        build=partial(build, backbone, encoder),
+        batch=lambda: dict(inputs=images(size=128), data_samples=None),
+        ratio=THROWN / LENGTH,
+        invalid_ratio=MASKED / LENGTH,
+        heavy=lambda model: model.neck.decoder[0].conv_blocks[0].norm1,
+        tokens_seen=lambda args: args[0].shape[0] // 3,
+        expected_tokens=LENGTH - THROWN,
+        saving=saving(encoder),
+        saliency=saliency,
+        checkpointing=(('backbone.stages.0.0.with_cp', True),),
+    )
+    for name, backbone, encoder in (
+        ('spark', 'SparseConvNeXt', 64),
+        ('spark-packed-encoder', 'PackedSparseConvNeXt', ENCODER),  # first projection: identity
+    )
+]
