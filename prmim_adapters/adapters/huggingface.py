@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face transformers: ViTMAEForPreTraining, ViTForMaskedImageModeling.
+
+Modifications:
+* ``ViTMAEDecoder.forward`` runs its layers on cls + visible + kept tokens and its prediction layer
+  on supervised tokens; logits (B, L, D) are zeros at positions that carry no loss.
+* ``ViTEmbeddings.forward`` hands the encoder cls + visible + kept tokens; ``ViTModel.forward``
+  reconstructs the thrown ones from its last hidden state, which it returns in grid order. With
+  ``output_hidden_states=True`` the hidden states are those of present tokens.
+* Where thrown tokens weigh differently from kept ones, the loss is computed again with the weights.
+* ``interpolate_pos_encoding=True`` on images of another size than the config's is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.vit.modeling_vit import (
+    ViTEmbeddings,
+    ViTForMaskedImageModeling,
+    ViTModel,
+)
+from transformers.models.vit_mae.modeling_vit_mae import (
+    ViTMAEDecoder,
+    ViTMAEDecoderOutput,
+    ViTMAEForPreTraining,
+)
+
+from ..core import PartialReconstruction, TokenPartition, gather_tokens
+from ..core.partition import Grid
+from .base import Adapter, patch_grid
+from .dense import changes_loss, dense_features, weighted_l1
+from .mae_decoder import decode_present
+from .registry import ADAPTERS
+
+
+class PRViTMAEDecoder(ViTMAEDecoder):
+    """MAE decoder on present tokens only."""
+
+    partial: PartialReconstruction
+
+    def forward(
+        self, hidden_states: Tensor, ids_restore: Tensor, interpolate_pos_encoding: bool = False
+    ) -> ViTMAEDecoderOutput:
+        """hidden_states (B, 1 + V, C), ids_restore (B, L) -> logits (B, L, D)."""
+        if self.partial.num_thrown == 0:
+            return super().forward(hidden_states, ids_restore, interpolate_pos_encoding)
+        logits = decode_present(
+            self, self.decoder_layers, self.partial, hidden_states, ids_restore
+        )
+        return ViTMAEDecoderOutput(logits=logits)
+
+
+class PRViTMAEForPreTraining(ViTMAEForPreTraining):
+    """MAE with weights for thrown tokens."""
+
+    partial: PartialReconstruction
+
+    def forward(self, pixel_values: Tensor | None = None, **kwargs: Any) -> Any:
+        """Upstream's output for pixel_values (B, 3, H, W)."""
+        output = super().forward(pixel_values, **kwargs)
+        if not changes_loss(self.partial):
+            return output
+        target = self.patchify(
+            pixel_values, interpolate_pos_encoding=kwargs.get('interpolate_pos_encoding')
+        )
+        if self.config.norm_pix_loss:
+            variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
+        names = isinstance(output, dict)
+        logits, mask = (output.logits, output.mask) if names else output[1:3]
+        weights = self.partial.loss_mask(mask)
+        loss = ((logits - target) ** 2).mean(-1).mul(weights).sum() / weights.sum()
+        if not names:
+            return (loss, *output[1:])
+        output.loss = loss
+        return output
+
+
+class PRViTEmbeddings(ViTEmbeddings):
+    """Embeds all patches, returns the present ones."""
+
+    partial: PartialReconstruction
+    partition: TokenPartition | None = None
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        bool_masked_pos: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> Tensor:
+        """pixel_values (B, 3, H, W), bool_masked_pos (B, L), 1 = masked -> (B, 1 + N, C)."""
+        tokens = super().forward(pixel_values, bool_masked_pos, interpolate_pos_encoding)
+        self.partition = None
+        if bool_masked_pos is None or self.partial.num_thrown == 0:
+            return tokens
+        self.partition = self.partial.split(bool_masked_pos.flatten(1).bool())
+        patches = gather_tokens(tokens[:, 1:], self.partition.present)
+        return torch.cat((tokens[:, :1], patches), dim=1)
+
+
+class PRViTModel(ViTModel):
+    """Puts the last hidden states back in grid order, the thrown ones reconstructed."""
+
+    partial: PartialReconstruction
+
+    def forward(self, pixel_values: Tensor | None = None, **kwargs: Any) -> Any:
+        """Upstream's output for pixel_values (B, 3, H, W)."""
+        output = super().forward(pixel_values, **kwargs)
+        partition, self.embeddings.partition = self.embeddings.partition, None
+        if partition is None:
+            return output
+        names = isinstance(output, dict)
+        tokens = output.last_hidden_state if names else output[0]
+        queries = self.embeddings.mask_token[0] + self.embeddings.position_embeddings[0, 1:]
+        patches = dense_features(self.partial, partition, tokens[:, 1:], queries)
+        tokens = torch.cat((tokens[:, :1], patches), dim=1)
+        if not names:
+            return (tokens, *output[1:])
+        output.last_hidden_state = tokens
+        return output
+
+
+class PRViTForMaskedImageModeling(ViTForMaskedImageModeling):
+    """SimMIM's loss with weights for thrown tokens."""
+
+    partial: PartialReconstruction
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        bool_masked_pos: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Upstream's output for pixel_values (B, 3, H, W), bool_masked_pos (B, L), 1 = masked."""
+        output = super().forward(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
+        return reweighted(self.partial, output, pixel_values, bool_masked_pos)
+
+
+def reweighted(
+    partial: PartialReconstruction,
+    output: Any,
+    pixel_values: Tensor | None,
+    bool_masked_pos: Tensor | None,
+) -> Any:
+    """The output of a masked image model with the weights of thrown tokens in its loss."""
+    if pixel_values is None or bool_masked_pos is None or not changes_loss(partial):
+        return output
+    names = isinstance(output, dict)
+    reconstruction = output.reconstruction if names else output[1]
+    side = round(bool_masked_pos.flatten(1).shape[1] ** 0.5)
+    mask = bool_masked_pos.reshape(-1, side, side)
+    loss = weighted_l1(partial, pixel_values, reconstruction, mask)
+    if not names:
+        return (loss, *output[1:])
+    output.loss = loss
+    return output
+
+
+def _grid(embeddings: Any) -> Grid:
+    patches = embeddings.patch_embeddings
+    patch_size = patches.projection.kernel_size
+    return patch_grid(tuple(patches.image_size), patch_size, where='config.image_size')
+
+
+@ADAPTERS.register_module(
+    framework='transformers.models.vit_mae.modeling_vit_mae.ViTMAEForPreTraining'
+)
+class ViTMAEAdapter(Adapter):
+    """Seam: the decoder."""
+
+    classes = {
+        ViTMAEDecoder: PRViTMAEDecoder,
+        ViTMAEForPreTraining: PRViTMAEForPreTraining,
+    }
+    host = 'decoder'
+    guests = ('',)
+
+    @classmethod
+    def grid(cls, model: Any) -> Grid:
+        """The patch grid of the encoder."""
+        return _grid(model.vit.embeddings)
+
+    @classmethod
+    def width(cls, model: Any) -> int:
+        """Decoder width."""
+        return model.decoder.decoder_embed.out_features
+
+    @classmethod
+    def num_masked(cls, model: Any) -> int:
+        """As ``ViTMAEEmbeddings.random_masking`` counts them."""
+        length = model.vit.embeddings.patch_embeddings.num_patches
+        return length - int(length * (1 - model.config.mask_ratio))
+
+    @classmethod
+    def num_prefix(cls, model: Any) -> int:
+        """The cls token."""
+        return 1
+
+
+@ADAPTERS.register_module(
+    framework='transformers.models.vit.modeling_vit.ViTForMaskedImageModeling'
+)
+class ViTForMaskedImageModelingAdapter(Adapter):
+    """Seam: what the encoder is given and what it returns."""
+
+    classes = {
+        ViTModel: PRViTModel,
+        ViTEmbeddings: PRViTEmbeddings,
+        ViTForMaskedImageModeling: PRViTForMaskedImageModeling,
+    }
+    host = 'vit'
+    guests = ('vit.embeddings', '')
+
+    @classmethod
+    def grid(cls, model: Any) -> Grid:
+        """The patch grid of the encoder."""
+        return _grid(model.vit.embeddings)
+
+    @classmethod
+    def width(cls, model: Any) -> int:
+        """Encoder width."""
+        return model.config.hidden_size
+
+    @classmethod
+    def num_prefix(cls, model: Any) -> int:
+        """The cls token."""
+        return 1
