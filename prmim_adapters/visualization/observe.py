@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,8 +49,8 @@ def observe(model: Any, batch: dict[str, Any], seed: int = 0) -> Observation:
         seed: of the mask, where the model draws it.
 
     Raises:
-        ValueError: nothing is attached to the model, or its ``throw_ratio`` is 0 and the adapter
-            hands over to the original code.
+        ValueError: nothing is attached to the model; its ``throw_ratio`` is 0 and the adapter hands
+            over to the original code; or the images have masks of different sizes.
     """
     partial = partial_of(model)
     training = model.training
@@ -65,6 +65,11 @@ def observe(model: Any, batch: dict[str, Any], seed: int = 0) -> Observation:
     inputs = views[0] if isinstance(views, (list, tuple)) else views
     if not partitions:
         raise ValueError('the model partitioned nothing: with throw_ratio=0 it is the original one')
+    if len(partitions) > 1:
+        raise ValueError(
+            f'the images have masks of {len(partitions)} different sizes, as in iBOT: only masks of '
+            'one size can be shown'
+        )
     partition = _of_first(partitions[0], len(inputs))
     roles = _roles(partition)
     images = _to_rgb(model, inputs)
@@ -78,8 +83,8 @@ def observe(model: Any, batch: dict[str, Any], seed: int = 0) -> Observation:
 
 def _of_first(partition: TokenPartition, size: int) -> TokenPartition:
     """The partition of the first view, where a batch of views went through the model at once."""
-    parts = (part[:size] for part in (partition.visible, partition.kept, partition.thrown))
-    return TokenPartition(*parts, partition.grid)
+    names = ('visible', 'kept', 'thrown')
+    return replace(partition, **{name: getattr(partition, name)[:size] for name in names})
 
 
 @contextmanager
