@@ -91,8 +91,9 @@ def block_macs(blocks: nn.Module, before: int, after: int) -> float:
             total += module.weight.numel() * (before - after)
         elif isinstance(module, nn.LayerNorm):
             total += 5 * module.normalized_shape[-1] * (before - after)
-        if isinstance(getattr(module, 'qkv', None), nn.Linear):
-            width = module.qkv.out_features // 3
+        qkv = getattr(module, 'qkv', None)
+        if isinstance(qkv, nn.Linear):
+            width = qkv.out_features // 3
             total += 2 * width * (before**2 - after**2)
     return total
 
@@ -149,8 +150,8 @@ def fcmae(model: Any, tokens: Tokens) -> float:
 
 def ibot(model: Any, tokens: Tokens) -> float:
     """iBOT, one masked view: the student's encoder skips thrown tokens."""
-    head = model.neck
-    per_token = sum(m.weight.numel() for m in head.modules() if isinstance(m, nn.Linear))
+    mlp = (m.weight.numel() for m in model.neck.mlp if isinstance(m, nn.Linear))
+    per_token = sum(mlp) + model.neck.last_layer.weight_v.numel()
     return _vit(model.backbone, tokens) + per_token * (tokens.masked - tokens.predicted)
 
 
@@ -172,7 +173,11 @@ def _vit(backbone: Any, tokens: Tokens) -> float:
 
 
 def _swin(backbone: Any, tokens: Tokens) -> float:
-    """Per token everything but attention, whose windows stay dense; thrown come whole units."""
+    """Per token everything but attention, whose windows stay dense; thrown are whole units.
+
+    Upstream also projects the zeros that pad a map to whole windows; packed tokens have none.
+    """
+    height, width = backbone.patch_resolution
     side = 2 ** (len(backbone.stages) - 1)
     embedding = sum(p.numel() for p in backbone.patch_embed.projection.parameters() if p.dim() > 1)
     if backbone.patch_embed.norm is not None:
@@ -180,8 +185,12 @@ def _swin(backbone: Any, tokens: Tokens) -> float:
     saving = float(embedding * tokens.masked * side**2)
     for stage in backbone.stages:
         saving += _per_token(stage.blocks) * tokens.thrown * side**2
+        for block in stage.blocks:
+            window, msa = block.attn.window_size, block.attn.w_msa
+            padded = -(-height // window) * -(-width // window) * window**2
+            saving += (padded - height * width) * _per_token(nn.ModuleList([msa.qkv, msa.proj]))
         if stage.downsample is not None:
-            side //= 2
+            side, height, width = side // 2, height // 2, width // 2
             saving += _per_token(stage.downsample) * tokens.thrown * side**2
     last = getattr(backbone, f'norm{len(backbone.stages) - 1}')
     return saving + _per_token(last) * tokens.thrown

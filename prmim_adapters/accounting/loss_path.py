@@ -19,10 +19,13 @@ Batch = dict[str, Any]
 
 
 class LossPath(nn.Module):
-    """Makes ``model.loss`` a module call, so that tracers see what training runs.
+    """Makes the loss of a model a module call, so that tracers see what training runs.
 
-    ``forward(*views) -> Tensor ()``: the sum of all losses, as mmengine's ``parse_losses`` forms
-    it. A model's ``extract_feat``, which mmpretrain's ``get_flops`` counts, is another path: it
+    ``forward(*views) -> Tensor ()``: with mmpretrain the sum of all losses, as ``parse_losses``
+    forms it; with another model, the loss in what it returns: a scalar, the first of a tuple, or
+    an attribute ``loss``. Then ``inputs`` are its positional arguments.
+
+    A model's ``extract_feat``, which mmpretrain's ``get_flops`` counts, is another path: it
     encodes all patches and runs no decoder.
     """
 
@@ -33,9 +36,18 @@ class LossPath(nn.Module):
         self.multiview = not isinstance(batch['inputs'], Tensor)
 
     def forward(self, *views: Tensor) -> Tensor:
-        """The loss of the views (B, 3, H, W)."""
+        """The loss of the views, (B, 3, H, W) each."""
+        if not hasattr(self.model, 'parse_losses'):
+            return _loss_in(self.model(*views))
         losses = self.model.loss(list(views) if self.multiview else views[0], self.data_samples)
         return self.model.parse_losses(losses)[0]
+
+
+def _loss_in(output: Any) -> Tensor:
+    loss = output[0] if isinstance(output, tuple) else getattr(output, 'loss', output)
+    if isinstance(loss, Tensor) and loss.dim() == 0:
+        return loss
+    raise TypeError(f'the model returned {type(output).__name__}, in which there is no scalar loss')
 
 
 @contextmanager

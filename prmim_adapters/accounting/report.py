@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ class CostReport:
         data = asdict(self)
         for entry, cost in zip(data['costs'], self.costs, strict=True):
             entry['saving'] = {
-                name: self.saving(cost, lambda c, name=name: getattr(c, name))
+                name: self.saving(cost, attrgetter(name))
                 for name in ('forward', 'training', 'activations_fused', 'activations_explicit')
             }
             entry['closed_form_error'] = self.closed_form_error(cost)

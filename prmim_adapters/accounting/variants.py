@@ -93,7 +93,7 @@ def build_variants(config: Config, ratios: Sequence[float] | None = None) -> lis
     if is_attached(framework):
         detach(framework)
     variants = [Variant(FRAMEWORK, 0.0, framework)]
-    for ratio in [own] if not ratios else ratios:
+    for ratio in ratios or [own]:
         plain = attach(copy.deepcopy(framework), ratio, sampler='random', aggregator=None)
         ours = attach(copy.deepcopy(framework), ratio, **options)
         variants += [Variant(PLAIN, ratio, plain), Variant(OURS, ratio, ours)]

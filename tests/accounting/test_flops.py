@@ -242,3 +242,30 @@ def test_counts_are_per_image(small_mae):
     model = small_mae()
     totals = [count_macs(model, make_batch(model, batch_size=n)).total for n in (1, 4)]
     assert math.isclose(*totals, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize('output', [lambda x: x, lambda x: (x, None), lambda x: Output(x)])
+def test_models_of_other_libraries_return_their_loss(output):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, image, mask):
+            return output((self.layer(image) * mask).sum())
+
+    batch = {'inputs': [torch.randn(3, 5, 8), torch.ones(3, 5, 1)], 'data_samples': None}
+    assert count_macs(Model(), batch).total == 5 * 8 * 4
+    assert training_macs(Model(), batch).total == 2 * 5 * 8 * 4
+
+
+class Output:
+    """Like the outputs of Hugging Face: the loss by name."""
+
+    def __init__(self, loss):
+        self.loss = loss
+
+
+def test_a_model_without_loss_is_refused():
+    with pytest.raises(TypeError, match='the model returned Tensor, in which there is no scalar'):
+        count_macs(nn.Linear(8, 4), batch_of(5, 8))

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hook that looks before training starts: does a real batch fit, and what does a step cost?"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmpretrain.registry import HOOKS
+from torch import nn
+
+from ..adapters import is_attached
+from .loss_path import scratch, seeded
+from .report import compare
+from .variants import variants_of
+
+
+@HOOKS.register_module()
+class CostHook(Hook):
+    """Once, before the first iteration: validate a batch of the training data, log the cost table.
+
+    The model, the data loader and the random state stay as they were. The table is also written
+    to ``cost.json`` beside the log. In a config::
+
+        custom_imports = dict(imports=['prmim_adapters.openmmlab',
+                                       'prmim_adapters.accounting.cost_hook'])
+        custom_hooks = [dict(type='CostHook')]
+
+    Args:
+        batch_size: images that are looked at, at least 2.
+        full: count training MACs and explicit attention too; adds about two training steps of
+            that batch for each column.
+        table: False only validates.
+
+    Raises:
+        ValueError: the batch does not go through the loss path, or its loss is not finite.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, batch_size: int = 2, full: bool = False, table: bool = True) -> None:
+        if batch_size < 2:
+            raise ValueError(f'CostHook: batch_size={batch_size} must be at least 2')
+        self.batch_size = batch_size
+        self.full = full
+        self.table = table
+
+    def before_train(self, runner: Runner) -> None:
+        """Runs on the main process only; the others would see the same."""
+        if runner.rank != 0:
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        batch = first_batch(runner, model, self.batch_size)
+        validate(model, batch)
+        if self.table and is_attached(model):
+            self._log_costs(runner, model, batch)
+
+    def _log_costs(self, runner: Runner, model: nn.Module, batch: dict[str, Any]) -> None:
+        optimizer = runner.cfg.get('optim_wrapper', {}).get('optimizer')
+        report = compare(variants_of(model), batch, optimizer, full=self.full)
+        runner.logger.info(f'Cost of a training step\n\n{report.markdown()}\n\n{report.notes}')
+        path = Path(runner.log_dir) / 'cost.json'
+        path.write_text(json.dumps(report.to_dict(), indent=2))
+
+
+def first_batch(runner: Runner, model: Any, batch_size: int) -> dict[str, Any]:
+    """The first images of the training set, as the data loader would hand them over."""
+    loader = runner.train_dataloader
+    with seeded(0):
+        samples = [loader.dataset[index % len(loader.dataset)] for index in range(batch_size)]
+        batch = model.data_preprocessor(loader.collate_fn(samples), True)
+    return {'inputs': batch['inputs'], 'data_samples': batch.get('data_samples')}
+
+
+def validate(model: nn.Module, batch: dict[str, Any]) -> None:
+    """Run the loss path of a copy of the model once.
+
+    Raises:
+        ValueError: it fails, for example because a mask has too few masked tokens for the throw
+            ratio, or the loss is not finite.
+    """
+    try:
+        with torch.no_grad(), scratch(model, batch) as (path, views):
+            loss = float(path(*views))
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        raise ValueError(f'the first training images do not fit the model: {error}') from error
+    if not math.isfinite(loss):
+        raise ValueError(f'the first training images give a loss of {loss} before any update')

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hook inside mmengine's Runner, on random images."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+from torch.utils.data import Dataset
+
+from prmim_adapters.accounting.cost_hook import CostHook
+
+MODEL = {
+    'type': 'PRMIM',
+    'throw_ratio': 0.5,
+    'framework': {
+        'type': 'MAE',
+        'data_preprocessor': {'type': 'SelfSupDataPreprocessor', 'mean': [0] * 3, 'std': [1] * 3},
+        'backbone': {
+            'type': 'MAEViT',
+            'arch': {
+                'embed_dims': 32,
+                'num_layers': 1,
+                'num_heads': 2,
+                'feedforward_channels': 64,
+            },
+            'img_size': 32,
+            'patch_size': 4,
+        },
+        'neck': {
+            'type': 'MAEPretrainDecoder',
+            'num_patches': 64,
+            'patch_size': 4,
+            'embed_dim': 32,
+            'decoder_embed_dim': 32,
+            'decoder_depth': 1,
+            'decoder_num_heads': 2,
+        },
+        'head': {
+            'type': 'MAEPretrainHead',
+            'patch_size': 4,
+            'loss': {'type': 'PixelReconstructionLoss', 'criterion': 'L2'},
+        },
+    },
+}
+
+
+class Images(Dataset):
+    def __init__(self, size: int, value: float = 1.0) -> None:
+        self.size, self.value = size, value
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        image = torch.rand(3, self.size, self.size) * self.value
+        return {'inputs': image, 'data_samples': DataSample()}
+
+
+@pytest.fixture
+def runner(tmp_path):
+    def build(hook, size=32, value=1.0):
+        import prmim_adapters.openmmlab  # noqa: F401
+
+        init_default_scope('mmpretrain')
+        return Runner(
+            model=MODEL,
+            work_dir=str(tmp_path),
+            train_dataloader={
+                'dataset': Images(size, value),
+                'batch_size': 2,
+                'sampler': {'type': 'DefaultSampler', 'shuffle': True},
+                'collate_fn': {'type': 'default_collate'},
+            },
+            train_cfg={'by_epoch': False, 'max_iters': 2},
+            optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}},
+            default_hooks={'logger': {'type': 'LoggerHook', 'interval': 1}},
+            custom_hooks=[hook] if hook else [],
+            default_scope='mmpretrain',
+            experiment_name=f'{tmp_path.name}-{size}-{value}-{bool(hook)}',
+            randomness={'seed': 0},
+        )
+
+    return build
+
+
+def test_the_table_is_logged_and_training_is_not_changed(runner, tmp_path):
+    plain = runner(None)
+    plain.train()
+    watched = runner(CostHook(full=True))
+    watched.train()
+    log = next(tmp_path.rglob('*.log'))
+    logs = ''.join(path.read_text() for path in tmp_path.rglob('*.log'))
+    assert log.exists()
+    assert '|  | framework | plain partial 0.5 | PR-MIM 0.5 |' in logs
+    costs = json.loads(next(tmp_path.rglob('cost.json')).read_text())['costs']
+    assert costs[2]['saving']['forward'] > 0.1
+    assert costs[2]['training'] > 2 * costs[2]['forward']
+    for (name, expected), actual in zip(
+        plain.model.state_dict().items(), watched.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(expected, actual), name
+
+
+def test_images_of_another_size_are_refused_before_training(runner):
+    with pytest.raises(ValueError, match='the first training images do not fit the model'):
+        runner(CostHook(), size=36).train()
+
+
+def test_a_loss_that_is_not_finite_is_refused(runner):
+    with pytest.raises(ValueError, match='give a loss of nan before any update'):
+        runner(CostHook(table=False), value=float('nan')).train()
+
+
+def test_batch_size_is_checked():
+    with pytest.raises(ValueError, match='batch_size=1 must be at least 2'):
+        CostHook(batch_size=1)
