@@ -26,7 +26,7 @@ pretrain: $(environment) data/demo/done
 		--out $(WORK)/reconstruction.png
 
 test: $(environment)
-	python -m pytest
+	python -m pytest -n 2
 
 check: $(environment)
 	ruff check .

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data as data
 from PIL import Image
 
 from prmim_adapters.demo_data import PHOTOGRAPHS, make_tiles
-
-data = pytest.importorskip('skimage.data')
 
 
 @pytest.fixture(scope='module')
