@@ -31,8 +31,8 @@ from .base import Adapter
 from .dense import dense_features, fixed_positions
 from .huggingface import reweighted
 from .registry import ADAPTERS
-from .simmim import unit_mask
 from .swin_units import Stage, SwinBlock, encode_units, gather_units, unit_grid
+from .windows import unit_mask
 
 
 class PRSwinModel(SwinModel):

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..core.partition import Grid
 from . import swin_units
 from .dense import dense_features, feature_map, fixed_positions
-from .simmim import unit_mask
 from .swin_units import Stage, SwinBlock
+from .windows import unit_mask
 
 
 def unit_grid(encoder: Any) -> Grid:

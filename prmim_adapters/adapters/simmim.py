@@ -26,8 +26,9 @@ from ..core.partition import Grid
 from ..frameworks.simmim_vit import SimMIMViT
 from .base import Adapter
 from .beit import check_relative_bias, encode_present, fixed_positions
-from .packed_swin import check_packable, embed_units, packed_stages, tiles, unit_side
+from .packed_swin import check_packable, embed_units, packed_stages, unit_side
 from .registry import ADAPTERS
+from .windows import tiles, unit_mask
 
 
 class PRSimMIMViT(SimMIMViT):
@@ -145,27 +146,6 @@ class SimMIMAdapter(Adapter):
     def num_prefix(cls, model: Any) -> int:
         """The cls token of a ViT; none in Swin."""
         return int(isinstance(model.backbone, SimMIMViT))
-
-
-def unit_mask(mask: Tensor, grid: Grid) -> Tensor:
-    """(B, L) bool, the mask of every token or unit of the grid.
-
-    Args:
-        mask: (B, h, w), 1 = masked, h and w multiples of the grid's height and width.
-        grid: (H, W).
-
-    Raises:
-        ValueError: the mask changes inside a unit.
-    """
-    parts = tiles(mask[:, None], grid).flatten(2)
-    # a compiled graph cannot raise; the eager batch before it has been looked at
-    if not torch.compiler.is_compiling() and (parts != parts[..., :1]).any():
-        raise ValueError(
-            f'the {mask.shape[1]}x{mask.shape[2]} mask is not constant inside the '
-            f'{grid[0]}x{grid[1]} units that are thrown as a whole: set mask_patch_size of the '
-            'mask generator to the side of a unit (32 pixels for Swin with four stages)'
-        )
-    return parts[..., 0].bool()
 
 
 def _column(tokens: Tensor) -> Tensor:

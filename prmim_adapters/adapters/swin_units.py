@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Swin implementations outside mmpretrain on present units only.
 
-The windows and their attention are those of ``packed_swin.py`` (which needs mmpretrain); here a
+The windows and their attention are those of ``windows.py``; here a
 block of another implementation is described by :class:`SwinBlock`.
 """
 
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import gather_tokens
 from ..core.partition import Grid
-from .packed_swin import Windows, _attend, _place, window_layout
+from .windows import Windows, attend, place, window_layout
 
 Function = Callable[[Tensor], Tensor]
 
@@ -30,7 +30,7 @@ class SwinBlock:
     Attributes:
         norm1: LayerNorm before attention.
         qkv: (..., C) -> (..., 3C), queries, keys, values.
-        attention: what ``packed_swin`` reads of a window attention: ``num_heads``, ``embed_dims``,
+        attention: what ``attend`` reads of a window attention: ``num_heads``, ``embed_dims``,
             ``scale``, ``relative_position_bias_table``, ``relative_position_index``, ``attn_drop``,
             ``softmax``, ``qkv.bias``.
         random: attention dropout is active.
@@ -65,7 +65,7 @@ class SwinBlock:
         qkv = self.qkv(self.norm1(x))
         if torch.is_grad_enabled() and not self.recompute:  # only the windows are made again
             attended = checkpoint(
-                _attend,
+                attend,
                 self.attention,
                 qkv,
                 windows,
@@ -73,7 +73,7 @@ class SwinBlock:
                 preserve_rng_state=self.random,
             )
         else:
-            attended = _attend(self.attention, qkv, windows)  # type: ignore[arg-type]
+            attended = attend(self.attention, qkv, windows)  # type: ignore[arg-type]
         x = x + self.drop_path(self.project(attended))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -137,7 +137,7 @@ def encode_units(x: Tensor, stages: Iterable[Stage], units: Tensor, grid: Grid) 
         for block in blocks:
             if block.shift not in placed:
                 layout = window_layout(grid, side, block.window, block.shift, x.device)
-                placed[block.shift] = _place(layout, units)
+                placed[block.shift] = place(layout, units)
             x = block(x, placed[block.shift])
         if merging is not None:
             x = merge_patches(merging, x, side)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mmpretrain.models.selfsup.simmim import SimMIMSwinTransformer
 from mmpretrain.models.utils import ShiftWindowMSA
 
-from prmim_adapters.adapters import packed_swin
+from prmim_adapters.adapters import packed_swin, windows
 
 ARCH = {'embed_dims': 16, 'depths': [2, 2, 2, 2], 'num_heads': [1, 2, 4, 8]}
 
@@ -231,17 +231,17 @@ def saved_bytes(function):
 def test_layouts_are_cached_and_usable_after_inference_mode(batch):
     model = swin()
     images, _, masked, _, units = batch
-    packed_swin.window_layout.cache_clear()
+    windows.window_layout.cache_clear()
     with torch.inference_mode():
         packed(model, images, masked, units, 14)
-    misses = packed_swin.window_layout.cache_info().misses
+    misses = windows.window_layout.cache_info().misses
     packed(model, images, masked, units, 14).sum().backward()
-    assert packed_swin.window_layout.cache_info().misses == misses == 7  # 2 + 2 + 2 + 1 shifts
+    assert windows.window_layout.cache_info().misses == misses == 7  # 2 + 2 + 2 + 1 shifts
 
 
 def test_every_slot_is_used_once():
     for side, window, shift in [(8, 6, 3), (4, 6, 0), (2, 7, 3), (1, 12, 6)]:
-        layout = packed_swin.window_layout((6, 6), side, window, shift, torch.device('cpu'))
+        layout = windows.window_layout((6, 6), side, window, shift, torch.device('cpu'))
         used = layout.slots.flatten()
         assert used.unique().numel() == used.numel() == (6 * side) ** 2
         if layout.padding is not None:
@@ -249,13 +249,23 @@ def test_every_slot_is_used_once():
             assert int(layout.padding.sum()) == layout.num_slots - used.numel()
 
 
+@pytest.mark.parametrize(
+    ('size', 'window', 'shift'), [((48, 48), 6, 3), ((12, 18), 6, 2), ((12, 12), 12, 6)]
+)
+def test_region_mask_is_upstreams(size, window, shift):
+    expected = ShiftWindowMSA.get_attn_mask(size, window, shift)
+    found = windows.region_mask(*size, window, shift, torch.device('cpu'))
+    assert torch.equal(found, expected)
+    assert found.any()
+
+
 def test_neighbouring_tokens_share_a_window():
     """Window 6, no shift: token (6, 0) of the map starts the second row of windows."""
-    layout = packed_swin.window_layout((6, 6), 8, 6, 0, torch.device('cpu'))
+    layout = windows.window_layout((6, 6), 8, 6, 0, torch.device('cpu'))
     slot = layout.slots.view(6, 6, 8, 8).transpose(1, 2).reshape(48, 48)
     assert slot[0, :6].tolist() == list(range(6))
     assert slot[6, 0] == 8 * 36
-    shifted = packed_swin.window_layout((6, 6), 8, 6, 3, torch.device('cpu'))
+    shifted = windows.window_layout((6, 6), 8, 6, 3, torch.device('cpu'))
     slot = shifted.slots.view(6, 6, 8, 8).transpose(1, 2).reshape(48, 48)
     assert slot[3, 3] == 0
     assert all(a + 1 == b for a, b in pairwise(slot[3, 3:9].tolist()))

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Window attention of packed tokens: dense in the windows, packed outside. Torch only.
+
+A *unit* is a square of tokens that is present or thrown as a whole. Tokens are packed as
+(B, U * side * side, C): unit after unit, row-major inside each. :func:`window_layout` says where
+the tokens of every unit lie in the (shifted, padded) windows of the map, :func:`place` applies it
+to the present units of a batch, and :func:`attend` copies packed QKV there, masks keys at thrown
+positions and copies the outputs back. That equals attention on the dense map with thrown keys
+masked. A window without any present token computes finite numbers that nobody reads.
+
+The rules of shift, region and padding are those of Swin in mmpretrain and mmdetection [0]. Padded
+positions are *not* thrown: they are keys and values, equal to what QKV makes of a zero token.
+
+[0] Liu et al., Swin Transformer, ICCV 2021
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.partition import Grid
+
+#: Added to the scores of thrown keys. Finite: a row of -inf has no softmax, and windows without a
+#: present token have only such rows. exp() of it is 0 in fp32, bf16 and fp16.
+ABSENT = -1e4
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """Where the tokens of every unit lie in the windows of one attention layer.
+
+    Attributes:
+        slots: (units, side * side) int64; window * area + place in the window.
+        region: (windows, 1, area, area) float32, upstream's mask of a shifted map, or None.
+        padding: (windows * area,) bool, True where the map is padded, or None.
+        area: tokens of a window.
+        num_slots: windows * area.
+    """
+
+    slots: Tensor
+    region: Tensor | None
+    padding: Tensor | None
+    area: int
+    num_slots: int
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A :class:`WindowLayout` applied to the present units of one batch.
+
+    Attributes:
+        rows: (B * N,) int64, the row of each packed token among the B * num_slots slots.
+        mask: (B, windows, 1, 1 or area, area) float32, added to the scores.
+        layout: the layout.
+    """
+
+    rows: Tensor
+    mask: Tensor
+    layout: WindowLayout
+
+
+@lru_cache(maxsize=64)
+def window_layout(
+    grid: Grid, side: int, window: int, shift: int, device: torch.device
+) -> WindowLayout:
+    """The layout of one attention layer; cached, as all steps share it.
+
+    Args:
+        grid: units in (height, width).
+        side: tokens on a side of a unit in this stage.
+        window: tokens on a side of a window.
+        shift: cyclic shift towards the top left, in tokens.
+        device: of the tensors.
+    """
+    with torch.inference_mode(False):  # a cached inference tensor could not be used in training
+        height, width = grid[0] * side, grid[1] * side
+        rows, columns = -(-height // window), -(-width // window)
+        position = torch.arange(rows * columns * window**2, device=device)
+        position = position.view(rows * window, columns * window)
+
+        def by_window(map_: Tensor) -> Tensor:
+            map_ = map_.roll((-shift, -shift), (0, 1))
+            return map_.view(rows, window, columns, window).transpose(1, 2).flatten()
+
+        slots = torch.empty_like(position).flatten()
+        slots[by_window(position)] = torch.arange(slots.numel(), device=device)
+        slots = slots.view_as(position)[:height, :width]
+        slots = slots.reshape(grid[0], side, grid[1], side).transpose(1, 2).reshape(-1, side**2)
+
+        padding = torch.ones_like(position, dtype=torch.bool)
+        padding[:height, :width] = False
+        region = region_mask(*position.shape, window, shift, device) if shift else None
+        return WindowLayout(
+            slots=slots,
+            region=None if region is None else region[:, None],
+            padding=by_window(padding) if position.shape != (height, width) else None,
+            area=window**2,
+            num_slots=position.numel(),
+        )
+
+
+def region_mask(rows: int, columns: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """(windows, area, area) float32: -100 between positions that the cyclic shift joined.
+
+    Args:
+        rows: height of the (padded) map in tokens, a multiple of ``window``.
+        columns: its width.
+        window: tokens on a side of a window.
+        shift: at least 1.
+        device: of the result.
+    """
+
+    def label(size: int) -> Tensor:
+        position = torch.arange(size, device=device)
+        return (position >= size - window).long() + (position >= size - shift).long()
+
+    labels = 3 * label(rows)[:, None] + label(columns)
+    labels = labels.view(rows // window, window, columns // window, window)
+    labels = labels.transpose(1, 2).reshape(-1, window**2)
+    return (labels[:, :, None] != labels[:, None, :]) * -100.0
+
+
+def place(layout: WindowLayout, units: Tensor) -> Windows:
+    """The layout at the present units (B, U) int64 of a batch."""
+    batch = units.shape[0]
+    image = torch.arange(batch, device=units.device)[:, None, None] * layout.num_slots
+    rows = (layout.slots[units] + image).flatten()
+    mask = torch.full((batch * layout.num_slots,), ABSENT, device=units.device)
+    mask = mask.index_fill(0, rows, 0.0).view(batch, -1)
+    if layout.padding is not None:
+        mask = mask.masked_fill(layout.padding, 0.0)
+    mask = mask.view(batch, -1, 1, 1, layout.area)
+    return Windows(rows, mask if layout.region is None else mask + layout.region, layout)
+
+
+def attend(msa: Any, qkv: Tensor, windows: Windows) -> Tensor:
+    """Window attention of packed qkv (B, N, 3C) -> (B, N, C).
+
+    ``msa`` is mmpretrain's ``WindowMSA`` or anything with its ``num_heads``, ``embed_dims``,
+    ``scale``, ``relative_position_bias_table``, ``relative_position_index``, ``attn_drop``,
+    ``softmax`` and ``qkv.bias``.
+    """
+    batch, heads, area = qkv.shape[0], msa.num_heads, windows.layout.area
+    dense = _empty_windows(msa, qkv, windows.layout)
+    dense = dense.index_copy(0, windows.rows, qkv.flatten(0, 1))
+    q, k, v = dense.view(-1, area, 3, heads, msa.embed_dims // heads).permute(2, 0, 3, 1, 4)
+    bias = msa.relative_position_bias_table[msa.relative_position_index.flatten()]
+    bias = bias.view(area, area, heads).permute(2, 0, 1)
+    scores = (q * msa.scale) @ k.transpose(-2, -1) + bias
+    scores = scores.unflatten(0, (batch, -1)) + windows.mask.to(scores.dtype)
+    weights = msa.attn_drop(msa.softmax(scores.flatten(0, 1)))
+    out = (weights @ v).transpose(1, 2).reshape(-1, msa.embed_dims)
+    return out.index_select(0, windows.rows).view(batch, -1, msa.embed_dims)
+
+
+def _empty_windows(msa: Any, qkv: Tensor, layout: WindowLayout) -> Tensor:
+    """(B * num_slots, 3C): zeros; at padded positions what QKV makes of a zero token."""
+    batch, channels = qkv.shape[0], qkv.shape[-1]
+    if layout.padding is None or msa.qkv.bias is None:
+        return qkv.new_zeros(batch * layout.num_slots, channels)
+    filler = layout.padding[:, None] * msa.qkv.bias
+    return filler.to(qkv.dtype).repeat(batch, 1)
+
+
+def tiles(image: Tensor, grid: Grid) -> Tensor:
+    """Cut (B, C, H, W) into (B, h * w, C, H / h, W / w); grid (h, w)."""
+    image = image.unflatten(2, (grid[0], -1)).unflatten(4, (grid[1], -1))
+    return image.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+
+
+def unit_mask(mask: Tensor, grid: Grid) -> Tensor:
+    """(B, L) bool, the mask of every token or unit of the grid.
+
+    Args:
+        mask: (B, h, w), 1 = masked, h and w multiples of the grid's height and width.
+        grid: (H, W).
+
+    Raises:
+        ValueError: the mask changes inside a unit.
+    """
+    parts = tiles(mask[:, None], grid).flatten(2)
+    # a compiled graph cannot raise; the eager batch before it has been looked at
+    if not torch.compiler.is_compiling() and (parts != parts[..., :1]).any():
+        raise ValueError(
+            f'the {mask.shape[1]}x{mask.shape[2]} mask is not constant inside the '
+            f'{grid[0]}x{grid[1]} units that are thrown as a whole: set mask_patch_size of the '
+            'mask generator to the side of a unit (32 pixels for Swin with four stages)'
+        )
+    return parts[..., 0].bool()
