@@ -89,7 +89,7 @@ class _PackedDepthwise(torch.autograd.Function):
             layout.scatter(grad),
             layout.scatter(tokens),
             weight,
-            [channels],
+            [channels],  # size of the bias
             [1, 1],
             ctx.padding,
             [1, 1],
@@ -120,7 +120,8 @@ def packed_depthwise(conv: nn.Conv2d, tokens: Tensor, layout: PackedLayout) -> T
     Returns:
         Tensor: (B, N, C).
     """
-    weight, bias, padding = conv.weight, conv.bias, list(conv.padding)
+    weight, bias, padding = conv.weight, conv.bias, [int(side) for side in conv.padding]
+    assert bias is not None, 'the depthwise convolutions of ConvNeXt have a bias'
     device = tokens.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
