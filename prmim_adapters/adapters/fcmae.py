@@ -28,7 +28,7 @@ from ..frameworks.fcmae import FCMAE, FCMAEPretrainDecoder, masked_units
 from ..frameworks.packed_convnext import packed_convnext_block
 from ..frameworks.packed_ops import PackedLayout
 from .base import Adapter
-from .beit import fixed_positions
+from .dense import fixed_positions
 from .mae import PRMAEPretrainHead
 from .registry import ADAPTERS
 

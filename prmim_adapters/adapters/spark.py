@@ -25,7 +25,7 @@ from ..core import PartialReconstruction
 from ..core.partition import Grid, TokenPartition
 from ..frameworks.unit_maps import Units, conv3x3, upsample2x
 from .base import Adapter
-from .beit import fixed_positions
+from .dense import fixed_positions
 from .registry import ADAPTERS
 
 _PARTITION = 'spark_partition'
