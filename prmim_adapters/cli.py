@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prmim``: the command line. Each file in ``commands/`` is a command, imported when it is used."""
+"""``prmim``: the command line. Each file in ``commands/`` is a command, imported when used."""
 
 from __future__ import annotations
 

@@ -109,3 +109,27 @@ def test_cost_of_no_file():
     result = run('cost', 'nowhere.py')
     assert result.exit_code == 1
     assert 'nowhere.py' in result.output
+
+
+def test_bench(config, tmp_path):
+    out = tmp_path / 'bench.json'
+    options = ('--steps', '3', '--warmup', '1', '--batch-size', '2', '--device', 'cpu')
+    result = run('bench', config, *options, '--no-memory', '--out', str(out))
+    data = json.loads(out.read_text())
+    assert [m['label'] for m in data['measured']] == [
+        'framework',
+        'plain partial 0.5',
+        'PR-MIM 0.5',
+    ]
+    assert all(len(m['times']['seconds']) == 3 for m in data['measured'])
+    assert '| PR-MIM 0.5 |' in result.output
+    assert 'Data loading per batch: not measured.' in result.output
+
+
+@pytest.mark.slow
+def test_bench_memory(config):
+    options = ('--steps', '3', '--batch-size', '2', '--device', 'cpu', '--precision', 'bf16')
+    result = run('bench', config, *options, '--json')
+    memory = [m['memory'] for m in json.loads(result.stdout)['measured']]
+    assert memory[2]['saved'] < memory[0]['saved']
+    assert all(m['resident'] > m['resident_before'] > 0 for m in memory)

@@ -71,10 +71,16 @@ def build_model(config: Config) -> nn.Module:
 
 
 def attach_options(config: Config) -> dict[str, Any]:
-    """The options of ``attach`` in a config of type PRMIM; none in another."""
+    """Options of ``attach`` in a config of type PRMIM, but the ratio; none in another."""
     if config.model.get('type') != 'PRMIM':
         return {}
-    return {k: v for k, v in config.model.items() if k not in ('type', 'framework')}
+    not_options = ('type', 'framework', 'throw_ratio', 'data_preprocessor')
+    return {k: v for k, v in config.model.items() if k not in not_options}
+
+
+def own_ratio(config: Config) -> float:
+    """The throw ratio of a config of type PRMIM; 0.5 of another."""
+    return config.model.get('throw_ratio', 0.5) if config.model.get('type') == 'PRMIM' else 0.5
 
 
 def build_variants(config: Config, ratios: Sequence[float] | None = None) -> list[Variant]:
@@ -87,17 +93,23 @@ def build_variants(config: Config, ratios: Sequence[float] | None = None) -> lis
     Raises:
         TypeError, ValueError: from ``attach``: no adapter, a ratio that the mask does not allow.
     """
-    options = attach_options(config)
-    own = options.pop('throw_ratio', 0.5)
-    framework = build_model(config)
-    if is_attached(framework):
-        detach(framework)
+    framework = _framework(config)
     variants = [Variant(FRAMEWORK, 0.0, framework)]
-    for ratio in ratios or [own]:
-        plain = attach(copy.deepcopy(framework), ratio, sampler='random', aggregator=None)
-        ours = attach(copy.deepcopy(framework), ratio, **options)
-        variants += [Variant(PLAIN, ratio, plain), Variant(OURS, ratio, ours)]
+    for ratio in ratios or [own_ratio(config)]:
+        for name in (PLAIN, OURS):
+            model = _attached(copy.deepcopy(framework), name, ratio, config)
+            variants.append(Variant(name, ratio, model))
     return variants
+
+
+def build_variant(config: Config | str, name: str, ratio: float | None = None) -> nn.Module:
+    """One of the models of :func:`build_variants`, by its name."""
+    if isinstance(config, str):
+        config = load_config(config)
+    framework = _framework(config)
+    if name == FRAMEWORK:
+        return framework
+    return _attached(framework, name, own_ratio(config) if ratio is None else ratio, config)
 
 
 def variants_of(model: nn.Module) -> list[Variant]:
@@ -114,3 +126,14 @@ def variants_of(model: nn.Module) -> list[Variant]:
         Variant(PLAIN, ratio, plain),
         Variant(OURS, ratio, model),
     ]
+
+
+def _framework(config: Config) -> nn.Module:
+    model = build_model(config)
+    return detach(model) if is_attached(model) else model
+
+
+def _attached(model: nn.Module, name: str, ratio: float, config: Config) -> nn.Module:
+    if name == PLAIN:
+        return attach(model, ratio, sampler='random', aggregator=None)
+    return attach(model, ratio, **attach_options(config))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import mmpretrain
@@ -12,6 +13,7 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parent))  # tiny_net, also in spawned processes
 CONFIGS = Path(mmpretrain.__file__).parent / '.mim' / 'configs'
 
 

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prmim bench``: speed and peak memory of several models on the same machine, in the same run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .batch import make_batch
+from .environment import environment
+from .loss_path import Batch, seeded
+from .peak import PeakMemory, peak_memory
+from .throughput import Times, Timing, time_interleaved, training_step
+from .variants import FRAMEWORK, OURS, PLAIN, build_variant, load_config, own_ratio
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure: how to build it, so that another process can.
+
+    Attributes:
+        label: shown in the table.
+        build: makes the model on the CPU; picklable.
+    """
+
+    label: str
+    build: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        batch_size: images per step and process.
+        device: 'cpu' or 'cuda'; CUDA if there is one by default.
+        timing: rounds, precision, compilation, attention.
+        threads: torch's threads on the CPU, per process; None leaves them.
+        processes: more than one: DistributedDataParallel, one GPU each (gloo on the CPU).
+        memory: whether to measure peak memory too.
+    """
+
+    batch_size: int = 8
+    device: str | None = None
+    timing: Timing = field(default_factory=Timing)
+    threads: int | None = None
+    processes: int = 1
+    memory: bool = True
+
+    @property
+    def kind(self) -> str:
+        """'cpu' or 'cuda'."""
+        return self.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of one subject: times of its steps, and peak memory or None."""
+
+    label: str
+    times: Times
+    memory: PeakMemory | None = None
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Subjects measured together, the first one being what the others are compared with.
+
+    Attributes:
+        data_seconds: median time that the config's data loader takes for a batch, or None.
+    """
+
+    name: str
+    settings: Settings
+    environment: dict[str, Any]
+    measured: list[Measured]
+    data_seconds: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: the fields, medians and ratios beside them."""
+        data = asdict(self)
+        for entry, subject in zip(data['measured'], self.measured, strict=True):
+            entry['median_seconds'] = subject.times.median
+            entry['spread'] = subject.times.spread
+            entry['images_per_second'] = self.images_per_second(subject)
+            entry['time_ratio'] = subject.times.ratio_to(self.measured[0].times)
+            entry['memory_ratio'] = self.memory_ratio(subject)
+        return data
+
+    def images_per_second(self, subject: Measured) -> float:
+        """Of all processes together."""
+        return self.settings.batch_size * self.settings.processes / subject.times.median
+
+    def memory_ratio(self, subject: Measured) -> float | None:
+        """Peak memory against the first subject's, or None where it was not measured."""
+        ours, base = subject.memory, self.measured[0].memory
+        if ours is None or base is None or not ours.peak or not base.peak:
+            return None
+        return ours.peak / base.peak
+
+    def markdown(self) -> str:
+        """A table with one line for each subject, and where it was measured."""
+        timing, where = self.settings.timing, self.environment
+        title = (
+            f'{self.name}, batch {self.settings.batch_size}, {timing.precision}, '
+            f'{timing.attention} attention{", compiled" if timing.compiled else ""}; '
+            f'{where["device"]}, {self.settings.processes} process(es), '
+            f'{where["threads"]} threads, torch {where["torch"]}'
+        )
+        head = ['', 'step ms', 'spread', 'img/s', 'time', 'peak MB', 'memory']
+        rows = [_row(head), '|' + '---|' * len(head), *map(self._row, self.measured)]
+        data = 'not measured' if self.data_seconds is None else f'{self.data_seconds * 1e3:.1f} ms'
+        return f'{title}\n\n' + '\n'.join(rows) + f'\n\nData loading per batch: {data}.'
+
+    def _row(self, subject: Measured) -> str:
+        peak = subject.memory.peak if subject.memory else None
+        ratio = self.memory_ratio(subject)
+        return _row(
+            [
+                subject.label,
+                f'{subject.times.median * 1e3:.1f}',
+                f'{subject.times.spread:.1%}',
+                f'{self.images_per_second(subject):.1f}',
+                f'{subject.times.ratio_to(self.measured[0].times):.3f}',
+                'not measured' if peak is None else f'{peak / 1e6:.0f}',
+                'not measured' if ratio is None else f'{ratio:.3f}',
+            ]
+        )
+
+
+def config_subjects(config: str, ratios: Sequence[float] = ()) -> list[Subject]:
+    """Framework, then plain partial reconstruction and PR-MIM at every ratio."""
+    subjects = [Subject(FRAMEWORK, partial(build_variant, config, FRAMEWORK))]
+    for ratio in ratios or [own_ratio(load_config(config))]:
+        for name in (PLAIN, OURS):
+            build = partial(build_variant, config, name, ratio)
+            subjects.append(Subject(f'{name} {ratio:g}', build))
+    return subjects
+
+
+def config_batch(config: str, batch_size: int, model: nn.Module) -> Batch:
+    """A random batch of the config for the model, on its device."""
+    return make_batch(load_config(config), model, batch_size=batch_size)
+
+
+def measure(
+    name: str,
+    subjects: Sequence[Subject],
+    batch: Callable[[nn.Module], Batch],
+    settings: Settings,
+    optimizer: dict | None = None,
+) -> BenchReport:
+    """Time all subjects interleaved, then measure each one's memory in a process of its own.
+
+    Args:
+        name: title of the report.
+        subjects: the first one is the base of all ratios.
+        batch: model to batch, on the model's device; picklable.
+        settings: how.
+        optimizer: mmengine config; AdamW by default.
+    """
+    arguments = (list(subjects), batch, settings, optimizer)
+    if settings.processes == 1:
+        times, where = _time(0, *arguments)
+    else:
+        times, where = _time_distributed(*arguments)
+    peaks: list[PeakMemory | None] = [None] * len(subjects)
+    if settings.memory:
+        peaks = [
+            peak_memory(s.build, batch, settings.timing, settings.kind, optimizer, settings.threads)
+            for s in subjects
+        ]
+    measured = [
+        Measured(subject.label, seconds, peak)
+        for subject, seconds, peak in zip(subjects, times, peaks, strict=True)
+    ]
+    return BenchReport(name, settings, where, measured)
+
+
+def data_seconds(config: str, batch_size: int, batches: int = 10) -> float:
+    """Median seconds that the config's training data loader takes for a batch; reads its files."""
+    import statistics
+
+    from mmengine.runner import Runner
+
+    loader_config = load_config(config).train_dataloader
+    loader_config.update(batch_size=batch_size)
+    loader = iter(Runner.build_dataloader(loader_config, seed=0))
+    next(loader)  # starts the workers
+    seconds = []
+    for _ in range(batches):
+        start = time.perf_counter()
+        next(loader)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _time(
+    rank: int,
+    subjects: list[Subject],
+    batch: Callable[[nn.Module], Batch],
+    settings: Settings,
+    optimizer: dict | None,
+) -> tuple[list[Times], dict[str, Any]]:
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = torch.device(settings.kind, rank) if settings.kind == 'cuda' else torch.device('cpu')
+    wrap: Callable[[nn.Module], nn.Module] = lambda path: path  # noqa: E731
+    if settings.processes > 1:
+        wrap = DistributedDataParallel
+    steps = []
+    for subject in subjects:
+        with seeded(0):
+            model = subject.build().to(device)
+            steps.append(training_step(model, batch(model), settings.timing, optimizer, wrap))
+    return time_interleaved(steps, settings.timing, device), environment(device)
+
+
+def _time_distributed(*arguments: Any) -> tuple[list[Times], dict[str, Any]]:
+    context = torch.multiprocessing.get_context('spawn')
+    results = context.SimpleQueue()
+    settings: Settings = arguments[2]
+    torch.multiprocessing.spawn(
+        _worker, (results, _free_port(), arguments), settings.processes, join=True
+    )
+    return results.get()
+
+
+def _worker(rank: int, results: Any, port: int, arguments: tuple[Any, ...]) -> None:
+    settings: Settings = arguments[2]
+    cuda = settings.kind == 'cuda'
+    if cuda:
+        torch.cuda.set_device(rank)
+    torch.distributed.init_process_group(
+        'nccl' if cuda else 'gloo',
+        init_method=f'tcp://127.0.0.1:{port}',
+        rank=rank,
+        world_size=settings.processes,
+    )
+    result = _time(rank, *arguments)
+    if rank == 0:
+        results.put(result)
+    torch.distributed.destroy_process_group()
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return '| ' + ' | '.join(cells) + ' |'

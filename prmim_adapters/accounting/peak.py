@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peak memory of training steps, each model in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .loss_path import Batch
+from .memory import activation_bytes
+from .throughput import Timing, training_step
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Bytes of one process that runs steps of one model; None where the device has no such number.
+
+    Attributes:
+        allocated: peak of torch's allocator on CUDA, ``reserved`` what it took from the driver.
+        resident: peak resident set on the CPU, ``resident_before`` the resident set when the
+            model was built and no step had run.
+        saved: activations saved for backward, of the whole batch, in fp32.
+    """
+
+    allocated: int | None = None
+    reserved: int | None = None
+    resident: int | None = None
+    resident_before: int | None = None
+    saved: int | None = None
+
+    @property
+    def peak(self) -> int | None:
+        """Allocated on CUDA; on the CPU what the steps added to the resident set."""
+        if self.allocated is not None:
+            return self.allocated
+        if self.resident is None or self.resident_before is None:
+            return None
+        return self.resident - self.resident_before
+
+
+def peak_memory(
+    build: Callable[[], nn.Module],
+    make_batch: Callable[[nn.Module], Batch],
+    timing: Timing,
+    device: str,
+    optimizer: dict | None = None,
+    threads: int | None = None,
+) -> PeakMemory:
+    """Run three steps in a fresh process.
+
+    Args:
+        build: makes the model, on the CPU; picklable, as are the others.
+        make_batch: model to batch on the model's device.
+        timing: precision, compilation and attention.
+        device: 'cpu', 'cuda' or 'cuda:1'.
+        optimizer: mmengine config.
+        threads: torch's threads.
+
+    Raises:
+        RuntimeError: the process failed, with its error.
+    """
+    context = multiprocessing.get_context('spawn')
+    receiver, sender = context.Pipe(duplex=False)
+    arguments = (sender, build, make_batch, timing, device, optimizer, threads)
+    process = context.Process(target=_report, args=arguments)
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv()
+    except EOFError:
+        result = f'it ended with exit code {process.exitcode}'
+    process.join()
+    if isinstance(result, str):
+        raise RuntimeError(f'the process that measures memory failed: {result}')
+    return result
+
+
+def _report(sender: multiprocessing.connection.Connection, *arguments: object) -> None:
+    try:
+        sender.send(_measure(*arguments))  # type: ignore[arg-type]
+    except Exception as error:
+        sender.send(f'{type(error).__name__}: {error}')
+
+
+def _measure(
+    build: Callable[[], nn.Module],
+    make_batch: Callable[[nn.Module], Batch],
+    timing: Timing,
+    device: str,
+    optimizer: dict | None,
+    threads: int | None,
+) -> PeakMemory:
+    if threads:
+        torch.set_num_threads(threads)
+    model = build().to(device)
+    batch = make_batch(model)
+    step = training_step(model, batch, timing, optimizer)
+    before = _resident('VmRSS')
+    for _ in range(3):  # the optimizer's state appears in the first
+        step()
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize(device)
+        return PeakMemory(
+            allocated=torch.cuda.max_memory_allocated(device),
+            reserved=torch.cuda.max_memory_reserved(device),
+        )
+    peak = _resident('VmHWM')
+    images = len(batch['data_samples'] or batch['inputs'])
+    saved = round(activation_bytes(model, batch, timing.attention) * images)  # type: ignore[arg-type]
+    return PeakMemory(resident=peak, resident_before=before, saved=saved)
+
+
+def _resident(field: str) -> int | None:
+    """Bytes; ``getrusage`` is no substitute on Linux, where it starts from the parent's peak."""
+    status = Path('/proc/self/status')
+    if not status.exists():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if field == 'VmHWM' else None
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prmim bench CONFIG``: what a training step costs, measured."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import click
+
+
+@click.command('bench')
+@click.argument('config')
+@click.option('--ratio', 'ratios', type=float, multiple=True, help='Throw ratio; may be repeated.')
+@click.option('--batch-size', default=8, show_default=True, type=click.IntRange(min=1))
+@click.option('--steps', default=10, show_default=True, type=click.IntRange(min=3))
+@click.option('--warmup', default=2, show_default=True, type=click.IntRange(min=0))
+@click.option('--device', default=None, help='cuda if there is one, else cpu.')
+@click.option(
+    '--precision', default='fp32', show_default=True, type=click.Choice(['fp32', 'bf16'])
+)
+@click.option('--compile/--no-compile', 'compiled', default=False, help='Use torch.compile.')
+@click.option('--threads', type=int, default=None, help="Torch's threads on the CPU.")
+@click.option('--attention', default='fused', type=click.Choice(['fused', 'explicit']))
+@click.option('--processes', default=1, show_default=True, help='DistributedDataParallel if > 1.')
+@click.option('--memory/--no-memory', default=True, help='Measure peak memory.')
+@click.option('--data', is_flag=True, help="Also time the config's data loader; needs its files.")
+@click.option('--json', 'as_json', is_flag=True, help='Print JSON instead of a markdown table.')
+@click.option('--out', type=click.Path(dir_okay=False), help='Also write the JSON to this file.')
+def bench(
+    config: str, ratios: tuple[float, ...], batch_size: int, steps: int, warmup: int,
+    device: str | None, precision: str, compiled: bool, threads: int | None, attention: str,
+    processes: int, memory: bool, data: bool, as_json: bool, out: str | None,
+) -> None:
+    """Time training steps of the framework, plain partial reconstruction and PR-MIM, interleaved.
+
+    Every round runs one step (forward, backward, optimizer) of each on a fixed random batch;
+    medians over --steps rounds after --warmup, ratios within rounds. Peak memory is that of a
+    process of its own. CONFIG as in `prmim cost`.
+    """
+    from dataclasses import replace
+
+    from ..accounting import bench as measuring
+    from ..accounting.throughput import Timing
+    from ..accounting.variants import load_config
+
+    timing = Timing(steps, warmup, precision, compiled, attention)
+    settings = measuring.Settings(batch_size, device, timing, threads, processes, memory)
+    try:
+        optimizer = load_config(config).get('optim_wrapper', {}).get('optimizer')
+        report = measuring.measure(
+            Path(config).stem,
+            measuring.config_subjects(config, ratios),
+            partial(measuring.config_batch, config, batch_size),
+            settings,
+            optimizer and optimizer.to_dict(),
+        )
+        if data:
+            report = replace(report, data_seconds=measuring.data_seconds(config, batch_size))
+    except (FileNotFoundError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    text = json.dumps(report.to_dict(), indent=2)
+    if out:
+        Path(out).write_text(text + '\n')
+    click.echo(text if as_json else report.markdown())
