@@ -36,12 +36,14 @@ def show(
         settings.model.throw_ratio = throw_ratio
     try:
         model = load_model(settings, checkpoint)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        raise click.ClickException(str(error)) from error
-    try:
         observation = observe(model, load_images(settings, images, seed), seed)
-    except ValueError as error:
+    except (ValueError, TypeError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     panels(observation, side).save(out)
     click.echo(f'{len(images)} images -> {out}')
+    if getattr(model.head, 'norm_pix', False):
+        click.echo(
+            'The target is normalised per patch: predictions are shown with the mean and variance '
+            'of the true patches, which the model does not know.'
+        )
