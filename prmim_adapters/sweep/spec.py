@@ -152,8 +152,10 @@ class Spec:
             yield from ((arm, ratio) for ratio in self.ratios)
 
     def settings(self, point: Point) -> dict[str, Any]:
-        """All that decides the outcome of a point, as plain data; values left at default are not
-        listed, so that an option added later does not make finished results invalid.
+        """All that decides the outcome of a point, as plain data.
+
+        Values left at default are not listed, so that an option added later does not make
+        finished results invalid.
         """
         framework = self.frameworks[point.framework]
         source = self.folder / framework.config
