@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ class UnknownShimError(ValueError):
 
 
 def run_script(script: str, arguments: Sequence[str], without: Sequence[str] = ()) -> None:
-    """Apply the shims, then run ``script`` as ``__main__`` with its folder first on the path.
+    """Apply the shims, then run ``script`` as ``__main__``.
+
+    Its folder comes first on the path, the working folder last (for scripts in subfolders).
 
     Args:
         script: path of the script.
@@ -33,7 +36,7 @@ def run_script(script: str, arguments: Sequence[str], without: Sequence[str] = (
     unknown = sorted(set(without) - set(SHIMS))
     if unknown:
         raise UnknownShimError(f'no shim called {", ".join(unknown)}; there are {", ".join(SHIMS)}')
-    sys.path.insert(0, str(path.resolve().parent))
+    sys.path[:] = [str(path.resolve().parent), *sys.path, os.getcwd()]
     changed = list(arguments)
     applied = [
         name for name, shim in SHIMS.items() if name not in without and shim(path, changed)

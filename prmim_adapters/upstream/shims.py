@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections.abc
+import functools
 import importlib.util
 import inspect
 import math
@@ -127,14 +128,25 @@ def timm_weight_decay(script: Path, arguments: list[str]) -> bool:
     return True
 
 
-@shim('timm-nadam')
-def timm_nadam(script: Path, arguments: list[str]) -> bool:
-    """The class name timm.optim.nadam.Nadam, gone in timm 1.0 (ConvNeXt-V2 fine-tuning)."""
-    module = _timm('timm.optim.nadam')
-    if module is None or hasattr(module, 'Nadam'):
+@shim('timm-optimizers')
+def timm_optimizers(script: Path, arguments: list[str]) -> bool:
+    """Names of optimizers gone from timm, to be imported, not used (ConvNeXt-V2 fine-tuning)."""
+    if _timm() is None:
         return False
-    module.Nadam = module.NAdamLegacy
-    return True
+    missing = [
+        (module, name)
+        for module, name in (('nadam', 'Nadam'), ('novograd', 'NovoGrad'), ('radam', 'RAdam'))
+        if not hasattr(_timm(f'timm.optim.{module}'), name)
+    ]
+    for module, name in missing:
+        path = f'timm.optim.{module}'
+        target: Any = sys.modules.setdefault(path, ModuleType(path))
+        setattr(target, name, functools.partial(_refuse_optimizer, name))
+    return bool(missing)
+
+
+def _refuse_optimizer(name: str, *args: Any, **kwargs: Any) -> None:
+    raise ImportError(f'timm has no {name} any more: choose another --opt')
 
 
 @shim('timm-interpolation')
@@ -207,7 +219,8 @@ def local_rank(script: Path, arguments: list[str]) -> bool:
 def process_group(script: Path, arguments: list[str]) -> bool:
     """A process group of one for scripts that cannot run without (SimMIM, iBOT)."""
     makes_one = 'init_process_group(' in script.read_text(encoding='utf-8')
-    if 'RANK' in os.environ or not (makes_one or script.name == 'main_ibot.py'):
+    ibot = any((folder / 'main_ibot.py').exists() for folder in script.resolve().parents[:2])
+    if 'RANK' in os.environ or not (makes_one or ibot):
         return False
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
