@@ -64,7 +64,7 @@ def observe(model: Any, batch: dict[str, Any], seed: int = 0) -> Observation:
     views = data['inputs']
     inputs = views[0] if isinstance(views, (list, tuple)) else views
     if not partitions:
-        raise ValueError('the model partitioned nothing: with throw_ratio=0 it is the original one')
+        raise ValueError('nothing was partitioned: with throw_ratio=0 the model is the original')
     if len(partitions) > 1:
         raise ValueError(
             f'the images have masks of {len(partitions)} different sizes, as in iBOT: only masks of '
