@@ -155,12 +155,23 @@ def ibot(model: Any, tokens: Tokens) -> float:
     return _vit(model.backbone, tokens) + per_token * (tokens.masked - tokens.predicted)
 
 
+def spark(model: Any, tokens: Tokens) -> float:
+    """SparK: projections and decoder work per position; a unit has 4**i of them at scale i."""
+    macs = sum(_per_position(p) * 4**i for i, p in enumerate(model.enc_dec_projectors))
+    for i, module in enumerate(model.neck.decoder):
+        macs += module.upsample.weight.numel() * 4**i
+        macs += _per_position(module.conv_blocks) * 4 ** (i + 1)
+    macs += _per_position(model.neck.proj) * 4 ** len(model.neck.decoder)
+    return macs * tokens.thrown
+
+
 FORMULAS: dict[str, Callable[[Any, Tokens], float]] = {
     'MAEAdapter': decoder,
     'MaskFeatAdapter': encoder,
     'SimMIMAdapter': simmim,
     'BEiTAdapter': beit,
     'FCMAEAdapter': fcmae,
+    'SparKAdapter': spark,
     'IBOTAdapter': ibot,
 }
 """Adapter to formula ``(model, tokens) -> MACs``; add your adapter's."""
@@ -194,6 +205,13 @@ def _swin(backbone: Any, tokens: Tokens) -> float:
             saving += _per_token(stage.downsample) * tokens.thrown * side**2
     last = getattr(backbone, f'norm{len(backbone.stages) - 1}')
     return saving + _per_token(last) * tokens.thrown
+
+
+def _per_position(module: nn.Module) -> int:
+    """MACs of the convolutions and batch norms in ``module`` at one position of their output."""
+    convolutions = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d))
+    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return convolutions + sum(5 * norm.num_features for norm in norms)
 
 
 def _per_token(module: nn.Module) -> int:

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 import prmim_adapters as prmim
 from prmim_adapters.accounting import count_macs
+from prmim_adapters.accounting.closed_form import predicted_saving
 from prmim_adapters.frameworks import packed_convnext  # noqa: F401, registers the backbone
 from prmim_adapters.frameworks.unit_maps import Units, conv3x3, upsample2x
 
@@ -135,6 +136,15 @@ def test_batch_norm_counts_present_units_only():
     )
     model.loss(torch.randn(2, 3, 160, 160), None)
     assert seen == [(2 * 15, 8, 4, 4)]
+
+
+def test_closed_form_predicts_the_count():
+    batch = {'inputs': torch.randn(2, 3, 160, 160), 'data_samples': None}
+    full = count_macs(build(), batch).total
+    ours = prmim.attach(build(), throw_ratio=0.4, aggregator='distance')
+    count = count_macs(ours, batch)
+    light = sum(m for n, m in count.by_module.items() if n.endswith('partial.aggregators'))
+    assert predicted_saving(ours, batch) == pytest.approx(full - count.total + light, rel=0.01)
 
 
 @pytest.mark.slow
