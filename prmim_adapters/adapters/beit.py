@@ -13,7 +13,6 @@ Modifications:
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -25,11 +24,11 @@ from ..core import (
     TokenPartition,
     gather_tokens,
     scatter_tokens,
-    sincos_positions,
     table_rows,
 )
 from ..core.partition import Grid
 from .base import Adapter
+from .dense import fixed_positions, present_bias
 from .registry import ADAPTERS
 
 
@@ -80,23 +79,6 @@ def encode_present(backbone: Any, x: Tensor, mask: Tensor) -> Encoded:
     return Encoded(partition, backbone.mask_token[0] + positions, bias, tuple(features))
 
 
-def present_bias(shared: Any | None, partition: TokenPartition) -> Tensor | None:
-    """Rows and columns of the shared relative position bias for cls and the present tokens.
-
-    Args:
-        shared: mmpretrain's ``RelativePositionBias``, or None.
-        partition: of the batch.
-
-    Returns:
-        (B, heads, 1 + N, 1 + N), or None.
-    """
-    if shared is None:
-        return None
-    tokens = torch.nn.functional.pad(partition.present + 1, (1, 0))  # cls is row 0
-    pairs = shared.relative_position_index[tokens[:, :, None], tokens[:, None, :]]
-    return table_rows(shared.relative_position_bias_table, pairs).permute(0, 3, 1, 2).contiguous()
-
-
 def check_relative_bias(backbone: Any) -> None:
     """Refuse an encoder whose layers add a position bias of the full grid.
 
@@ -109,13 +91,6 @@ def check_relative_bias(backbone: Any) -> None:
             'present tokens; pre-train with use_rel_pos_bias=False, use_shared_rel_pos_bias=True '
             '(mmpretrain copies the shared bias into every layer for fine-tuning)'
         )
-
-
-@lru_cache(maxsize=16)
-def fixed_positions(grid: Grid, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Cached :func:`~prmim_adapters.core.sincos_positions`, (H * W, width)."""
-    with torch.inference_mode(False):  # a cached inference tensor could not be used in training
-        return sincos_positions(grid, width).to(device, dtype)
 
 
 def _positions(backbone: Any) -> Tensor:

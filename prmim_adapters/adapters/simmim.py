@@ -25,7 +25,8 @@ from ..core import PartialReconstruction, TokenPartition
 from ..core.partition import Grid
 from ..frameworks.simmim_vit import SimMIMViT
 from .base import Adapter
-from .beit import check_relative_bias, encode_present, fixed_positions
+from .beit import check_relative_bias, encode_present
+from .dense import fixed_positions
 from .packed_swin import check_packable, embed_units, packed_stages, unit_side
 from .registry import ADAPTERS
 from .windows import tiles, unit_mask

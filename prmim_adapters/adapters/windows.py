@@ -94,33 +94,33 @@ def window_layout(
 
         padding = torch.ones_like(position, dtype=torch.bool)
         padding[:height, :width] = False
-        region = region_mask(*position.shape, window, shift, device) if shift else None
+        size = rows * window, columns * window
+        region = region_mask(size, window, shift, device) if shift else None
         return WindowLayout(
             slots=slots,
             region=None if region is None else region[:, None],
-            padding=by_window(padding) if position.shape != (height, width) else None,
+            padding=by_window(padding) if size != (height, width) else None,
             area=window**2,
             num_slots=position.numel(),
         )
 
 
-def region_mask(rows: int, columns: int, window: int, shift: int, device: torch.device) -> Tensor:
+def region_mask(size: Grid, window: int, shift: int, device: torch.device) -> Tensor:
     """(windows, area, area) float32: -100 between positions that the cyclic shift joined.
 
     Args:
-        rows: height of the (padded) map in tokens, a multiple of ``window``.
-        columns: its width.
+        size: (height, width) of the (padded) map in tokens, multiples of ``window``.
         window: tokens on a side of a window.
         shift: at least 1.
         device: of the result.
     """
 
-    def label(size: int) -> Tensor:
-        position = torch.arange(size, device=device)
-        return (position >= size - window).long() + (position >= size - shift).long()
+    def label(length: int) -> Tensor:
+        position = torch.arange(length, device=device)
+        return (position >= length - window).long() + (position >= length - shift).long()
 
-    labels = 3 * label(rows)[:, None] + label(columns)
-    labels = labels.view(rows // window, window, columns // window, window)
+    labels = 3 * label(size[0])[:, None] + label(size[1])
+    labels = labels.view(size[0] // window, window, size[1] // window, window)
     labels = labels.transpose(1, 2).reshape(-1, window**2)
     return (labels[:, :, None] != labels[:, None, :]) * -100.0
 

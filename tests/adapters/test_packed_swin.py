@@ -254,7 +254,7 @@ def test_every_slot_is_used_once():
 )
 def test_region_mask_is_upstreams(size, window, shift):
     expected = ShiftWindowMSA.get_attn_mask(size, window, shift)
-    found = windows.region_mask(*size, window, shift, torch.device('cpu'))
+    found = windows.region_mask(size, window, shift, torch.device('cpu'))
     assert torch.equal(found, expected)
     assert found.any()
 
