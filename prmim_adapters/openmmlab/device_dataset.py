@@ -142,6 +142,7 @@ class DeviceAugment(SelfSupDataPreprocessor):
 
     def _masked(self, samples: Sequence[DataSample]) -> list[DataSample]:
         """New data samples with masks, moved to the device in one transfer."""
+        assert self.mask_generator is not None, 'forward checks'
         masks = np.stack([self.mask_generator({})['mask'] for _ in samples])
         on_device = torch.from_numpy(masks).to(self.device)
         return [DataSample().set_mask(mask) for mask in on_device]

@@ -88,8 +88,9 @@ def merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     result = dict(first)
     for key, value in second.items():
         old = result.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        result[key] = merge(old, value) if both and not value.get('_delete_') else value
+        if isinstance(old, dict) and isinstance(value, dict) and not value.get('_delete_'):
+            value = merge(old, value)
+        result[key] = value
     return result
 
 

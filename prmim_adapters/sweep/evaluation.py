@@ -98,7 +98,7 @@ class FrozenFeatureHook(Hook):
             return features, labels
         gathered = collect_results(
             list(zip(features, labels, strict=True)),
-            len(loader.dataset),  # type: ignore[arg-type]
+            len(loader.dataset),
         )
         if gathered is None:
             return features, labels
@@ -156,7 +156,7 @@ def counted_macs(model: nn.Module, data_batch: dict[str, Any]) -> dict[str, floa
         data_samples=data_batch['data_samples'][:_COUNTED_IMAGES],
     )
     with seeded(0), torch.no_grad():
-        batch = model.data_preprocessor(few, True)  # type: ignore[operator]
+        batch = model.data_preprocessor(few, True)
     training = training_macs(model, batch)
     return dict(
         forward_gmacs=count_macs(model, batch).total / 1e9,
