@@ -9,8 +9,8 @@ Modifications:
   present, and both are the framework's.
 * The head hands target and mask at the same rows to the framework's own loss module.
 
-What it saves is the decoder's part: 0.2 of 2.0 GMACs for tiny with a packed encoder. The packed
-encoder itself (``execution='packed'``) needs no adapter.
+Saves: the decoder's share only, 42 % of 0.2 GMACs for tiny, whose encoder has 4.5 dense or 1.8
+packed. Packing the encoder (``execution='packed'``, the default) needs no adapter.
 """
 
 from __future__ import annotations

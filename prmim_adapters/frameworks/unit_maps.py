@@ -72,9 +72,9 @@ def upsample2x(conv: nn.ConvTranspose2d, maps: Tensor, units: Units) -> Tensor:
     side = maps.shape[-1]
     bordered = units.with_border(maps)
     parts = []
-    for top, rows in enumerate(((3, 1), (2, 0))):
-        for left, columns in enumerate(((3, 1), (2, 0))):
-            weight = conv.weight[:, :, rows][..., columns].transpose(0, 1)
+    for top in (0, 1):  # an even row reads the row above and its own, an odd one its own and below
+        for left in (0, 1):
+            weight = conv.weight[:, :, 1 - top :: 2, 1 - left :: 2].flip(2, 3).transpose(0, 1)
             window = bordered[..., top : top + side + 1, left : left + side + 1]
             parts.append(F.conv2d(window, weight, conv.bias))
     return F.pixel_shuffle(torch.stack(parts, dim=2).flatten(1, 2), 2)
