@@ -136,6 +136,7 @@ class KNNHook(Hook):
         test_dataloader: Config of the loader whose images are classified.
         num_classes: Number of classes.
         interval: Evaluate every so many epochs, and after the last one.
+        at_start: Evaluate before training too: what the untrained network reaches.
         k, temperature: See :func:`knn_classify`.
         backbone: See :func:`extract_features`.
     """
@@ -151,7 +152,9 @@ class KNNHook(Hook):
         k: int = 20,
         temperature: float = 0.07,
         backbone: str = 'backbone',
+        at_start: bool = False,
     ) -> None:
+        self.at_start = at_start
         self.dataloaders = [train_dataloader, test_dataloader]
         self.num_classes = num_classes
         self.interval = interval
@@ -167,6 +170,8 @@ class KNNHook(Hook):
             else loader
             for loader in self.dataloaders
         ]
+        if self.at_start:
+            self.evaluate(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Evaluate at the interval and after the last epoch."""
@@ -193,9 +198,7 @@ class KNNHook(Hook):
         broadcast(accuracy)
         runner.message_hub.update_scalar('val/knn_top1', accuracy.item())
         runner.visualizer.add_scalar('val/knn_top1', accuracy.item(), step=runner.iter)
-        runner.logger.info(
-            f'kNN (k={self.k}) top-1: {accuracy.item():.2f} % at epoch {runner.epoch + 1}'
-        )
+        runner.logger.info(f'kNN (k={self.k}) top-1: {accuracy.item():.2f} %')
         return accuracy.item()
 
     @staticmethod

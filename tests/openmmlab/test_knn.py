@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import default_collate
-from mmpretrain.registry import MODELS
+from mmengine.runner import Runner
+from mmpretrain.registry import HOOKS, MODELS
 from mmpretrain.structures import DataSample
 from mmpretrain.utils import register_all_modules
 
@@ -176,9 +177,53 @@ def test_frozen_parts_stay_in_evaluation_mode():
     assert model.backbone.layers[1].training
 
 
-def test_hook_is_registered_for_configs():
-    from mmpretrain.registry import HOOKS
+class Blobs(torch.utils.data.Dataset):
+    """Images of two colours, the class."""
 
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        image = torch.full((3, 32, 32), 30.0 if index % 2 else 220.0)
+        image += torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(index))
+        return dict(inputs=image, data_samples=DataSample().set_gt_label(index % 2))
+
+
+def test_hook_logs_the_accuracy_at_the_start_at_the_interval_and_at_the_end(tmp_path):
+    loader = dict(
+        batch_size=4,
+        dataset=Blobs(),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=default_collate,
+    )
+    seen = []
+
+    class Watch(KNNHook):
+        def evaluate(self, runner):
+            seen.append((runner.epoch, super().evaluate(runner)))
+
+    hook = Watch(loader, loader, num_classes=2, interval=2, k=3, at_start=True)
+    model = algorithm('MAE')
+    runner = Runner(
+        model=model,
+        work_dir=str(tmp_path),
+        train_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=3),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+        custom_hooks=[hook],
+        default_hooks=dict(checkpoint=None),
+        default_scope='mmpretrain',
+        experiment_name=tmp_path.name,
+        log_level='ERROR',
+    )
+    runner.train()
+
+    assert seen == [(0, 100.0), (1, 100.0), (2, 100.0)]
+    assert runner.message_hub.get_scalar('val/knn_top1').current() == 100.0
+    assert model.training
+
+
+def test_hook_is_registered_for_configs():
     hook = HOOKS.build(
         dict(type='KNNHook', train_dataloader={}, test_dataloader={}, num_classes=10, k=5)
     )
