@@ -12,7 +12,6 @@ import os
 import queue
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from rich.progress import (
 )
 
 from .configs import write_base, write_point, write_transfer
+from .processes import RUNNING, Children, end_left_behind, kill_group, started
 from .results import (
     FAILURE,
     MEASUREMENTS,
@@ -46,7 +46,6 @@ from .results import (
 )
 from .spec import Point, Spec
 
-_RUNNING = 'running.json'
 _LOG_TAIL = 40
 _ERROR = re.compile(r'[\w.]*(Error|Exception|Interrupt)\b')
 
@@ -133,7 +132,7 @@ def _run_all(
     bar: Any,
 ) -> dict[str, str]:
     failures: dict[str, str] = {}
-    with _Children() as children, ThreadPoolExecutor(jobs) as executor:
+    with Children() as children, ThreadPoolExecutor(jobs) as executor:
 
         def run(point: Point) -> None:
             devices = pool.get()
@@ -161,29 +160,6 @@ def _run_all(
     return failures
 
 
-class _Children:
-    """The process groups under way, so that an interrupted sweep takes them with it."""
-
-    def __init__(self) -> None:
-        self._groups: set[int] = set()
-
-    def __enter__(self) -> _Children:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def add(self, group: int) -> None:
-        self._groups.add(group)
-
-    def remove(self, group: int) -> None:
-        self._groups.discard(group)
-
-    def end(self) -> None:
-        for group in list(self._groups):
-            _kill_group(group)
-
-
 @dataclass(frozen=True)
 class _Run:
     """One point: folder made, trained, measured, result written."""
@@ -193,10 +169,10 @@ class _Run:
     folder: Path
     launch: Launch
     devices: str | None
-    children: _Children
+    children: Children
 
     def run(self) -> None:
-        started = time.monotonic()
+        begin = time.monotonic()
         end_left_behind(self.folder)
         if not self.spec.resume:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -210,7 +186,7 @@ class _Run:
             self.point,
             self.spec.settings(self.point),
             measurements,
-            time.monotonic() - started,
+            time.monotonic() - begin,
             asdict(self.launch),
         )
         write_json(self.folder / RESULT, result)
@@ -256,14 +232,14 @@ class _Run:
             self.children.add(process.pid)
             try:
                 write_json(
-                    self.folder / _RUNNING, dict(pid=process.pid, started=_started(process.pid))
+                    self.folder / RUNNING, dict(pid=process.pid, started=started(process.pid))
                 )
                 code = process.wait()
             finally:
                 self.children.remove(process.pid)
-        (self.folder / _RUNNING).unlink(missing_ok=True)
+        (self.folder / RUNNING).unlink(missing_ok=True)
         if code:
-            _kill_group(process.pid)  # workers that outlived the process that started them
+            kill_group(process.pid)  # workers that outlived the process that started them
             raise PointError(_reason(log, command, code))
 
 
@@ -273,36 +249,6 @@ def _reason(log: Path, command: list[str], code: int) -> str:
     errors = [line for line in lines if _ERROR.match(line) and 'CalledProcessError' not in line]
     summary = errors[-1] if errors else f'ended with code {code}'
     return '\n'.join([' '.join(command), *lines[-_LOG_TAIL:], summary])
-
-
-def end_left_behind(folder: Path) -> None:
-    """End the training processes that a killed sweep left running for this point, and only those.
-
-    A process counts as ours if it has the recorded id and the recorded time of start.
-    """
-    running = read_json(folder / _RUNNING)
-    if (
-        running
-        and running['started'] is not None
-        and _started(running['pid']) == running['started']
-    ):
-        _kill_group(running['pid'])
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot; None if unknown or gone."""
-    try:
-        fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == 'Z' else fields[19]
-
-
-def _kill_group(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return
 
 
 def _last_checkpoint(work_dir: Path) -> Path:

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from prmim_adapters.sweep.processes import end_left_behind, started
 from prmim_adapters.sweep.results import write_json
-from prmim_adapters.sweep.runner import _started, end_left_behind
 
 
 def stable(report):
@@ -60,7 +60,7 @@ def test_only_the_recorded_process_is_ended(tmp_path):
 
     ours, other = sleeper(), sleeper()
     try:
-        write_json(tmp_path / 'a' / 'running.json', dict(pid=ours.pid, started=_started(ours.pid)))
+        write_json(tmp_path / 'a' / 'running.json', dict(pid=ours.pid, started=started(ours.pid)))
         # The same id, started at another time: a stranger who got the number later.
         write_json(tmp_path / 'b' / 'running.json', dict(pid=other.pid, started='1'))
         end_left_behind(tmp_path / 'a')
