@@ -61,7 +61,8 @@ def test_unknown_command():
 
 def test_list():
     found = json.loads(run('list', '--json').output)
-    assert found['frameworks']['mmpretrain.models.selfsup.mae.MAE'] == 'prmim_adapters.adapters.mae'
+    assert found['frameworks']['mmpretrain.models.selfsup.mae.MAE'].startswith('decoder')
+    assert all(found['frameworks'].values())
     assert found['samplers']['random'].startswith('Uniformly random')
     assert 'cross_attention' in found['aggregators']
     assert 'farthest_unseeded' in run('list').output

@@ -1,35 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters: which seam of each framework the pipeline goes into.
 
-One line per framework: the model class, and the module that registers its adapter. The module is
-imported when such a model is attached, so this package needs torch only.
+One entry per framework: the model class, the module that registers its adapter, and which part of
+the model thrown tokens skip. The module is imported when such a model is attached, so this package
+needs torch only.
 """
 
 from .base import Adapter, attach, attachment_of, detach, is_attached, partial_of
 from .registry import ADAPTERS, AGGREGATORS, SAMPLERS
 
-_LOCATIONS = {
-    'mmpretrain.models.selfsup.mae.MAE': 'mae',
-    'mmpretrain.models.selfsup.eva.EVA': 'mae',
-    'mmpretrain.models.selfsup.simmim.SimMIM': 'simmim',
-    'mmpretrain.models.selfsup.maskfeat.MaskFeat': 'maskfeat',
-    'mmpretrain.models.selfsup.beit.BEiT': 'beit',
-    'prmim_adapters.frameworks.fcmae.FCMAE': 'fcmae',
-    'mmpretrain.models.selfsup.spark.SparK': 'spark',
-    'prmim_adapters.frameworks.ibot.IBOT': 'ibot',
-    'models_mae.MaskedAutoencoderViT': 'original_mae',
-    'models.simmim.SimMIM': 'original_simmim',
-    'models.fcmae.FCMAE': 'original_fcmae',
-    'utils.MultiCropWrapper': 'original_ibot',
-    'transformers.models.vit_mae.modeling_vit_mae.ViTMAEForPreTraining': 'huggingface',
-    'transformers.models.vit.modeling_vit.ViTForMaskedImageModeling': 'huggingface',
-    'transformers.models.swin.modeling_swin.SwinForMaskedImageModeling': 'huggingface_swin',
-    'lightly.models.modules.masked_autoencoder_timm.MAEDecoderTIMM': 'lightly',
-    'lightly.models.modules.masked_vision_transformer_decoder_timm.'
-    'MaskedVisionTransformerDecoderTIMM': 'lightly',
+_HUGGINGFACE = 'transformers.models'
+_LIGHTLY = 'lightly.models.modules'
+_FRAMEWORKS = {
+    'mmpretrain.models.selfsup.mae.MAE': ('mae', 'decoder (MAE, MFF, HiViT)'),
+    'mmpretrain.models.selfsup.eva.EVA': ('mae', 'decoder; the frozen target network stays'),
+    'mmpretrain.models.selfsup.simmim.SimMIM': ('simmim', 'encoder, ViT and Swin: nearly all'),
+    'mmpretrain.models.selfsup.maskfeat.MaskFeat': ('maskfeat', 'encoder; ratios below 0.4'),
+    'mmpretrain.models.selfsup.beit.BEiT': (
+        'beit',
+        "encoder, BEiTv2's neck; ratios below 0.39; the frozen tokenizer stays",
+    ),
+    'prmim_adapters.frameworks.fcmae.FCMAE': (
+        'fcmae',
+        "decoder, a small part; the large one is the packed encoder (execution='packed')",
+    ),
+    'mmpretrain.models.selfsup.spark.SparK': (
+        'spark',
+        "decoder; the encoder is packed by type='PackedSparseConvNeXt'",
+    ),
+    'prmim_adapters.frameworks.ibot.IBOT': (
+        'ibot',
+        "student's encoder on global crops; teacher and local crops stay",
+    ),
+    'models_mae.MaskedAutoencoderViT': ('original_mae', 'decoder (facebookresearch/mae)'),
+    'models.simmim.SimMIM': ('original_simmim', 'encoder (microsoft/SimMIM)'),
+    'models.fcmae.FCMAE': ('original_fcmae', 'decoder (facebookresearch/ConvNeXt-V2)'),
+    'utils.MultiCropWrapper': ('original_ibot', "student's encoder (bytedance/ibot)"),
+    f'{_HUGGINGFACE}.vit_mae.modeling_vit_mae.ViTMAEForPreTraining': ('huggingface', 'decoder'),
+    f'{_HUGGINGFACE}.vit.modeling_vit.ViTForMaskedImageModeling': ('huggingface', 'encoder'),
+    f'{_HUGGINGFACE}.swin.modeling_swin.SwinForMaskedImageModeling': (
+        'huggingface_swin',
+        'encoder',
+    ),
+    f'{_LIGHTLY}.masked_autoencoder_timm.MAEDecoderTIMM': ('lightly', 'decoder'),
+    f'{_LIGHTLY}.masked_vision_transformer_decoder_timm.MaskedVisionTransformerDecoderTIMM': (
+        'lightly',
+        'decoder',
+    ),
 }
-for _framework, _module in _LOCATIONS.items():
-    ADAPTERS.register_location(_framework, f'{__name__}.{_module}')
+for _framework, (_module, _spared) in _FRAMEWORKS.items():
+    ADAPTERS.register_location(_framework, f'{__name__}.{_module}', _spared)
 
 __all__ = [
     'ADAPTERS',

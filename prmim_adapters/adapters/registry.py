@@ -7,6 +7,7 @@ A small one of our own, so that ``import prmim_adapters`` needs torch only.
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -33,6 +34,7 @@ class Registry:
         self.kind = kind
         self._entries: dict[str, Any] = {}
         self._locations: dict[str, str] = {}
+        self._summaries: dict[str, str] = {}
 
     def register_module(
         self,
@@ -67,9 +69,13 @@ class Registry:
             register(module)
         return register
 
-    def register_location(self, key: str, location: str) -> None:
-        """Name the module whose import registers ``key``; it is imported when first asked for."""
+    def register_location(self, key: str, location: str, summary: str = '') -> None:
+        """Name the module whose import registers ``key``; it is imported when first asked for.
+
+        ``summary`` says in a few words what the entry does, without importing it.
+        """
         self._locations[key] = location
+        self._summaries[key] = summary
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self._locations, *self._entries]))
@@ -94,9 +100,14 @@ class Registry:
             )
         return self._entries[key]
 
-    def location(self, key: str) -> str:
-        """Dotted name of the module that defines ``key``."""
-        return self._locations.get(key) or self._entries[key].__module__
+    def summary(self, key: str) -> str:
+        """What ``key`` does, in a line; imports nothing for an entry that is only located."""
+        if key in self._summaries:
+            return self._summaries[key]
+        entry = self.get(key)
+        options = ', '.join(f'{k}={v!r}' for k, v in getattr(entry, 'keywords', {}).items())
+        text = (inspect.getdoc(getattr(entry, 'func', entry)) or '').partition('\n')[0]
+        return f'{text} ({options})' if options else text
 
 
 class AdapterRegistry(Registry):
