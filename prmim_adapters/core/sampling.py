@@ -104,19 +104,21 @@ def squared_distance_to(points: Tensor, grid: Grid) -> Tensor:
 def _farthest(
     mask: Tensor, start: Tensor, count: Tensor, noise: Tensor, grid: list[int], steps: int
 ) -> Tensor:
-    """Reference implementation; one opaque operator, so torch.compile does not unroll it."""
-    height, width = grid
-    rows = torch.arange(height * width, device=mask.device) // width
-    columns = torch.arange(height * width, device=mask.device) % width
-    nearest = squared_distance_to(start, (height, width))
-    kept = torch.zeros_like(mask)
-    for step in range(steps):
-        score = torch.where(mask & ~kept, (nearest << _NOISE_BITS) + noise, -1)
-        chosen = score.argmax(dim=1, keepdim=True)
-        kept.scatter_(1, chosen, kept.gather(1, chosen) | (count > step))
-        reach = (rows - chosen // width) ** 2 + (columns - chosen % width) ** 2
-        nearest = torch.minimum(nearest, reach)
-    return kept
+    """One opaque operator, so that torch.compile does not unroll it; see :func:`_reference`."""
+    return _reference(mask, start, count, noise, grid, steps)
+
+
+@_farthest.register_kernel('cuda')
+def _(
+    mask: Tensor, start: Tensor, count: Tensor, noise: Tensor, grid: list[int], steps: int
+) -> Tensor:
+    """One kernel in place of a few small ones for every kept token; the same result."""
+    try:
+        from .farthest_triton import farthest as fused
+    except ImportError:
+        return _reference(mask, start, count, noise, grid, steps)
+    nearest = squared_distance_to(start, (grid[0], grid[1]))
+    return fused(mask, nearest, count, noise, grid[1], _NOISE_BITS)
 
 
 @_farthest.register_fake
@@ -124,6 +126,39 @@ def _(
     mask: Tensor, start: Tensor, count: Tensor, noise: Tensor, grid: list[int], steps: int
 ) -> Tensor:
     return torch.empty_like(mask)
+
+
+def _reference(
+    mask: Tensor, start: Tensor, count: Tensor, noise: Tensor, grid: list[int], steps: int
+) -> Tensor:
+    """Farthest points, (B, L) bool; of equally far ones with equal noise, the first.
+
+    Args:
+        mask: (B, L) bool, candidates.
+        start: (B, L) bool, points there are already.
+        count: (B, 1) int64, points to choose; ``steps`` is the largest of them.
+        noise: (B, L) int64, breaks ties; squared distances stand ``_NOISE_BITS`` above it.
+        grid: [H, W].
+        steps: as above.
+    """
+    height, width = grid
+    down = _axis_distance(height, mask.device).repeat_interleave(width, 1) << _NOISE_BITS  # (H, L)
+    right = _axis_distance(width, mask.device).repeat(1, height) << _NOISE_BITS  # (W, L)
+    score = (squared_distance_to(start, (height, width)) << _NOISE_BITS) + noise
+    score = torch.where(mask, score, -1)
+    reach, sideways = torch.empty_like(score), torch.empty_like(score)
+    chosen = torch.empty(mask.shape[0], steps, dtype=torch.int64, device=mask.device)
+    for step in range(steps):
+        place = score.argmax(dim=1)
+        chosen[:, step] = place
+        torch.index_select(down, 0, place // width, out=reach)
+        torch.index_select(right, 0, place % width, out=sideways)
+        torch.minimum(score, reach.add_(sideways).add_(noise), out=score)
+        score.scatter_(1, place[:, None], -1)
+    length = mask.shape[1]
+    chosen = chosen.where(torch.arange(steps, device=mask.device) < count, length)  # a spare column
+    kept = mask.new_zeros(mask.shape[0], length + 1).scatter_(1, chosen, True)
+    return kept[:, :length].contiguous()
 
 
 def _counts(mask: Tensor, num_kept: int | Tensor) -> tuple[Tensor, int]:
