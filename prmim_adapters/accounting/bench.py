@@ -91,6 +91,7 @@ class BenchReport:
             entry['spread'] = subject.times.spread
             entry['images_per_second'] = self.images_per_second(subject)
             entry['time_ratio'] = subject.times.ratio_to(self.measured[0].times)
+            entry['processor_ratio'] = self._processor_ratio(subject)
             entry['memory_ratio'] = self.memory_ratio(subject)
         return data
 
@@ -105,6 +106,12 @@ class BenchReport:
             return None
         return ours.peak / base.peak
 
+    def _processor_ratio(self, subject: Measured) -> float | None:
+        """On the CPU only: a GPU's process waits."""
+        if self.settings.kind != 'cpu':
+            return None
+        return subject.times.processor_ratio_to(self.measured[0].times)
+
     def markdown(self) -> str:
         """A table with one line for each subject, and where it was measured."""
         timing, where = self.settings.timing, self.environment
@@ -114,7 +121,7 @@ class BenchReport:
             f'{where["device"]}, {self.settings.processes} process(es), '
             f'{where["threads"]} threads, torch {where["torch"]}'
         )
-        head = ['', 'step ms', 'spread', 'img/s', 'time', 'peak MB', 'memory']
+        head = ['', 'step ms', 'spread', 'img/s', 'time', 'CPU time', 'peak MB', 'memory']
         rows = [_row(head), '|' + '---|' * len(head), *map(self._row, self.measured)]
         data = 'not measured' if self.data_seconds is None else f'{self.data_seconds * 1e3:.1f} ms'
         return f'{title}\n\n' + '\n'.join(rows) + f'\n\nData loading per batch: {data}.'
@@ -129,8 +136,9 @@ class BenchReport:
                 f'{subject.times.spread:.1%}',
                 f'{self.images_per_second(subject):.1f}',
                 f'{subject.times.ratio_to(self.measured[0].times):.3f}',
+                _ratio(self._processor_ratio(subject)),
                 'not measured' if peak is None else f'{peak / 1e6:.0f}',
-                'not measured' if ratio is None else f'{ratio:.3f}',
+                _ratio(ratio),
             ]
         )
 
@@ -256,6 +264,10 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
+
+
+def _ratio(value: float | None) -> str:
+    return 'not measured' if value is None else f'{value:.3f}'
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -52,9 +52,16 @@ class Timing:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the measured steps of one model, in order of the rounds."""
+    """Seconds of the measured steps of one model, in order of the rounds.
+
+    Attributes:
+        seconds: by the clock.
+        processor: processor time of the process. On a shared CPU, with one thread, it is the
+            steadier of the two: it leaves out what other programs take.
+    """
 
     seconds: tuple[float, ...]
+    processor: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -70,10 +77,16 @@ class Times:
         return (high - low) / 2 / self.median
 
     def ratio_to(self, base: Times) -> float:
-        """Median of the ratios within a round."""
-        return statistics.median(
-            ours / theirs for ours, theirs in zip(self.seconds, base.seconds, strict=True)
-        )
+        """Median of the ratios within a round, by the clock."""
+        return _median_ratio(self.seconds, base.seconds)
+
+    def processor_ratio_to(self, base: Times) -> float | None:
+        """The same of processor time; None where it was not taken."""
+        return _median_ratio(self.processor, base.processor) if self.processor else None
+
+
+def _median_ratio(values: Sequence[float], base: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(values, base, strict=True))
 
 
 def training_step(
@@ -125,18 +138,20 @@ def time_interleaved(
         RuntimeError: a loss is not finite after the warm-up: such a step may skip work.
     """
     seconds: list[list[float]] = [[] for _ in steps]
+    processor: list[list[float]] = [[] for _ in steps]
     for turn in range(timing.warmup + timing.steps):
         for offset in range(len(steps)):
             index = (turn + offset) % len(steps)
             _wait(device)
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             loss = steps[index]()
             _wait(device)
             if turn >= timing.warmup:
                 seconds[index].append(time.perf_counter() - start)
+                processor[index].append(time.process_time() - used)
             if not torch.isfinite(loss):
                 raise RuntimeError(f'model {index} has a loss of {float(loss)}')
-    return [Times(tuple(values)) for values in seconds]
+    return [Times(tuple(s), tuple(p)) for s, p in zip(seconds, processor, strict=True)]
 
 
 def _contexts(device: torch.device, timing: Timing) -> list[AbstractContextManager]:

@@ -34,6 +34,8 @@ def test_medians_and_ratios_within_rounds():
     half = Times((0.5, 1.0, 2.0, 4.0))
     assert half.ratio_to(slow) == 0.5
     assert slow.median == 3.0
+    assert slow.processor_ratio_to(half) is None
+    assert Times((1.0,), (2.0,)).processor_ratio_to(Times((1.0,), (4.0,))) == 0.5
     low, _, high = statistics.quantiles(slow.seconds, n=4)
     assert slow.spread == (high - low) / 2 / 3.0
 
@@ -94,7 +96,7 @@ def test_report():
     )
     assert data['environment']['torch'] == torch.__version__
     lines = report.markdown().splitlines()
-    assert lines[2] == '|  | step ms | spread | img/s | time | peak MB | memory |'
+    assert lines[2] == '|  | step ms | spread | img/s | time | CPU time | peak MB | memory |'
     assert lines[5].startswith('| narrow |')
     assert lines[5].endswith('| not measured | not measured |')
     assert lines[-1] == 'Data loading per batch: not measured.'
