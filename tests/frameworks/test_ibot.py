@@ -4,14 +4,19 @@
 import copy
 import itertools
 import math
+import os
 import pickle
+import socket
 
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.logging import MessageHub
+from mmengine.model import MMDistributedDataParallel
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from mmpretrain.utils import register_all_modules
+from torch.multiprocessing import start_processes
 
 import prmim_adapters.frameworks.ibot  # noqa: F401, registers
 
@@ -327,3 +332,38 @@ def test_model_can_be_copied_and_pickled():
     expected = copy.deepcopy(model).eval().loss(crops, samples)
     again = pickle.loads(pickle.dumps(model)).eval().loss(crops, samples)
     assert all(torch.equal(expected[name], again[name]) for name in expected)
+
+
+def two_steps(rank, port, path):
+    """What each of two processes does: its own images, gradients averaged by DDP."""
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', rank=rank, world_size=2)
+    model = still(build())
+    wrapped = MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False)
+    for step in range(2):  # a parameter left out of the first step is reported in the second
+        crops, samples = batch(seed=rank, ratios=((0.5, 0.0, 0.8), (0.0, 0.0, 0.0))[rank])
+        losses = wrapped(crops, samples, mode='loss')
+        if step == 0:
+            torch.save([model.head.center, model.head.patch_center], f'{path}/{rank}.pth')
+        model.parse_losses(losses)[0].backward()
+    dist.destroy_process_group()
+
+
+def test_centres_are_means_over_all_processes(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    start_processes(two_steps, args=(port, tmp_path), nprocs=2, start_method='fork')
+
+    centers = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
+    own = []
+    for rank in range(2):  # what each process would have by itself
+        model = still(build())
+        model.loss(*batch(seed=rank, ratios=(0.5, 0.0, 0.8)))
+        own.append([model.head.center, model.head.patch_center])
+    for kind in range(2):
+        assert torch.equal(centers[0][kind], centers[1][kind])
+        expected = (own[0][kind] + own[1][kind]) / 2
+        torch.testing.assert_close(centers[0][kind], expected, rtol=1e-6, atol=1e-6)
+        assert (own[0][kind] - own[1][kind]).abs().max() > 1e-3
