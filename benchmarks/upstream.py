@@ -41,6 +41,7 @@ class Trial:
         finetune: script and arguments that load the checkpoint of the attached run.
         log: file with the losses, below {out}, and the pattern of an epoch's mean loss.
         checkpoint: the last one of a run of one epoch, below {out}.
+        images: to train on.
     """
 
     folder: str
@@ -49,6 +50,7 @@ class Trial:
     finetune: str
     log: str
     checkpoint: str
+    images: int = 32
 
 
 SIMMIM = (
@@ -64,7 +66,7 @@ TRIALS = {
     'mae': Trial(
         folder='mae',
         pretrain='main_pretrain.py --device cpu --model mae_vit_base_patch16 --norm_pix_loss '
-        f'--batch_size 8 --lr 3e-4 {COMMON} --data_path {{data}} --output_dir {{out}} '
+        f'--batch_size 4 --lr 3e-4 {COMMON} --data_path {{data}} --output_dir {{out}} '
         '--log_dir {out} --epochs {epochs}',
         resume='--resume {out}/checkpoint-0.pth',
         finetune='main_finetune.py --device cpu --model vit_base_patch16 --batch_size 4 --epochs 1 '
@@ -72,6 +74,7 @@ TRIALS = {
         '--finetune {out}/checkpoint-0.pth',
         log='log.txt',
         checkpoint='checkpoint-0.pth',
+        images=16,
     ),
     'simmim-vit': Trial(
         folder='SimMIM',
@@ -81,7 +84,8 @@ TRIALS = {
         finetune='main_finetune.py --cfg configs/vit_base__800ep/'
         'simmim_finetune__vit_base__img224__800ep.yaml --data-path {small} '
         '--pretrained {out}/m/t/ckpt_epoch_0.pth '
-        + SIMMIM.replace('{epochs}', '1').replace('--batch-size 8', '--batch-size 4')
+        + SIMMIM.replace('{epochs}', '1')
+        .replace('--batch-size 8', '--batch-size 4')
         .replace('{out}', '{out}/ft')
         + VIT,
         log='m/t/log_rank0.txt',
@@ -97,7 +101,8 @@ TRIALS = {
         finetune='main_finetune.py --cfg configs/swin_base__100ep/'
         'simmim_finetune__swin_base__img192_window6__100ep.yaml --data-path {small} '
         '--pretrained {out}/m/t/ckpt_epoch_0.pth '
-        + SIMMIM.replace('{epochs}', '1').replace('--batch-size 8', '--batch-size 4')
+        + SIMMIM.replace('{epochs}', '1')
+        .replace('--batch-size 8', '--batch-size 4')
         .replace('{out}', '{out}/ft')
         + SWIN,
         log='m/t/log_rank0.txt',
@@ -227,16 +232,13 @@ def main() -> None:
         scratch = Path(name)
         subset(arguments.data, scratch / 'small', images=8)
         for trial in arguments.only:
-            figures = measure(
-                TRIALS[trial],
-                arguments.upstream.resolve(),
-                arguments.data.resolve(),
-                scratch / 'small',
-                scratch,
-            )
+            data = scratch / f'data-{trial}'
+            subset(arguments.data, data, TRIALS[trial].images)
+            upstream = arguments.upstream.resolve()
+            figures = measure(TRIALS[trial], upstream, data, scratch / 'small', scratch)
             results.setdefault('training', {})[trial] = dict(
                 **figures,
-                images=len(list((arguments.data / 'train').glob('*/*'))),
+                images=TRIALS[trial].images,
                 torch=torch.__version__,
                 date=datetime.now(timezone.utc).date().isoformat(),
                 command=f'python benchmarks/upstream.py UPSTREAM_DIR DATA_DIR --only {trial}',

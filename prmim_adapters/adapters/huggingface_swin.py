@@ -13,7 +13,6 @@ Needs mmpretrain, where the arithmetic of shifted windows comes from.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,7 +30,15 @@ from .base import Adapter
 from .dense import dense_features, fixed_positions
 from .huggingface import reweighted
 from .registry import ADAPTERS
-from .swin_units import Stage, SwinBlock, encode_units, gather_units, unit_grid
+from .swin_units import (
+    QKVBias,
+    Stage,
+    SwinBlock,
+    WindowAttention,
+    encode_units,
+    gather_units,
+    unit_grid,
+)
 from .windows import unit_mask
 
 
@@ -96,7 +103,7 @@ def _describe(block: Any, smallest: int, recompute: bool) -> SwinBlock:
     return SwinBlock(
         norm1=block.layernorm_before,
         qkv=lambda x: torch.cat([project(x) for project in projections], dim=-1),
-        attention=SimpleNamespace(
+        attention=WindowAttention(
             num_heads=attention.num_attention_heads,
             embed_dims=attention.num_attention_heads * attention.head_dim,
             scale=attention.scaling,
@@ -104,7 +111,7 @@ def _describe(block: Any, smallest: int, recompute: bool) -> SwinBlock:
             relative_position_index=table.relative_position_index,
             attn_drop=lambda weights: F.dropout(weights, dropout),
             softmax=lambda scores: scores.softmax(dim=-1),
-            qkv=SimpleNamespace(bias=bias),
+            qkv=QKVBias(bias),
         ),
         random=dropout > 0,
         project=lambda x: block.dropout(attention.o_proj(x)),

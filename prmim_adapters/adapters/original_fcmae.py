@@ -8,6 +8,9 @@ Modifications of ``FCMAE`` in models/fcmae.py:
   upstream's.
 * Thrown units are zeros to the depthwise convolution, as masked units are to the encoder, and do
   not enter GRN, whose norm runs over the present units of each image.
+* Reconstructed features are scaled to the magnitude of the kept ones. Upstream has no norm before
+  its prediction layer and draws that layer's weights from a normal of 1, so features of another
+  magnitude would start with a loss 20 times upstream's.
 * ``forward_loss`` weighs thrown tokens; at the default weight 1 the mask is upstream's.
 
 The encoder never sees masked units, so only the decoder can become cheaper: 1.4 % of the base
@@ -51,13 +54,24 @@ class FCMAESeam:
         for block in self.decoder:
             tokens = _block(block, tokens, layout)
         queries = token + fixed_positions(grid, len(token), token.dtype, token.device)
-        predictions = _pointwise(self.pred, self.partial.reconstruct(partition, tokens, queries))
+        rows = self.partial.reconstruct(partition, tokens, queries)
+        predictions = _pointwise(self.pred, _same_magnitude(rows, partition.kept.shape[1]))
         return scatter_tokens(predictions, self.partial.supervised(partition), partition.length)
 
     def forward_loss(self: Any, imgs: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
         """Upstream's loss: imgs (N, 3, H, W), pred (N, L, D), mask (N, L), 1 = masked."""
         mask = self.partial.loss_mask(mask)
         return super().forward_loss(imgs, pred, mask)  # type: ignore[misc]
+
+
+def _same_magnitude(rows: Tensor, num_kept: int) -> Tensor:
+    """Rows (B, n, C), kept then thrown, the latter scaled to the root mean square of the former."""
+    kept, thrown = rows[:, :num_kept], rows[:, num_kept:]
+    if not thrown.shape[1]:
+        return rows
+    with torch.no_grad():
+        scale = kept.float().square().mean().sqrt() / thrown.float().square().mean().sqrt()
+    return torch.cat((kept, thrown * scale.to(thrown.dtype)), dim=1)
 
 
 def _pointwise(conv: nn.Conv2d, tokens: Tensor) -> Tensor:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..core.partition import Grid
 from . import swin_units
 from .dense import dense_features, feature_map, fixed_positions
-from .swin_units import Stage, SwinBlock
+from .swin_units import QKVBias, Stage, SwinBlock, WindowAttention
 from .windows import unit_mask
 
 
@@ -53,7 +52,7 @@ def _describe(block: Any, recompute: bool) -> SwinBlock:
     return SwinBlock(
         norm1=block.norm1,
         qkv=attention.qkv,
-        attention=SimpleNamespace(
+        attention=WindowAttention(
             num_heads=attention.num_heads,
             embed_dims=attention.dim,
             scale=attention.scale,
@@ -61,7 +60,7 @@ def _describe(block: Any, recompute: bool) -> SwinBlock:
             relative_position_index=attention.relative_position_index,
             attn_drop=attention.attn_drop,
             softmax=attention.softmax,
-            qkv=attention.qkv,
+            qkv=QKVBias(attention.qkv.bias),
         ),
         random=attention.training and attention.attn_drop.p > 0,
         project=lambda x: attention.proj_drop(attention.proj(x)),

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,25 @@ from ..core.partition import Grid
 from .windows import Windows, attend, place, window_layout
 
 Function = Callable[[Tensor], Tensor]
+
+
+class QKVBias(NamedTuple):
+    """The bias of queries, keys and values (3C,), or None."""
+
+    bias: Tensor | None
+
+
+class WindowAttention(NamedTuple):
+    """What ``packed_swin`` reads of a window attention, under mmpretrain's names."""
+
+    num_heads: int
+    embed_dims: int
+    scale: float
+    relative_position_bias_table: Tensor
+    relative_position_index: Tensor
+    attn_drop: Function
+    softmax: Function
+    qkv: QKVBias
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,7 @@ class SwinBlock:
 
     norm1: Function
     qkv: Function
-    attention: SimpleNamespace
+    attention: WindowAttention
     random: bool
     project: Function
     drop_path: Function

@@ -189,13 +189,17 @@ def minkowski(script: Path, arguments: list[str]) -> bool:
 
 @shim('resume')
 def resume(script: Path, arguments: list[str]) -> bool:
-    """Argument and config classes in checkpoints, refused since torch 2.6 (all four)."""
-    allowed: list[Any] = [argparse.Namespace]
-    if importlib.util.find_spec('yacs') is not None:
-        from yacs.config import CfgNode
+    """argparse.Namespace in checkpoints, refused since torch 2.6 (mae, ConvNeXt-V2, ibot)."""
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    return True
 
-        allowed.append(CfgNode)
-    torch.serialization.add_safe_globals(allowed)
+
+@shim('trusted-resume')
+def trusted_resume(script: Path, arguments: list[str]) -> bool:
+    """torch.load as before torch 2.6, for yacs configs in checkpoints (SimMIM: load your own only)."""
+    if 'from config import get_config' not in script.read_text(encoding='utf-8'):
+        return False
+    os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] = '1'
     return True
 
 
