@@ -1,7 +1,9 @@
 # iBOT ViT-S/16, 800 epochs, 2 global and 10 local crops, published block masks: the recipe of the
 # original's README (github.com/bytedance/ibot), batch 1024 = 16 GPUs x 64.
 _base_ = 'mmpretrain::_base_/default_runtime.py'
-custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=['prmim_adapters.openmmlab', 'prmim_adapters.accounting.cost_hook'],
+    allow_failed_imports=False)
 
 model = dict(
     type='IBOT',
@@ -65,7 +67,8 @@ param_scheduler = [
 custom_hooks = [
     dict(type='TeacherTempHook', cls=(0.04, 0.07), patch=(0.04, 0.07), warmup_epochs=30),
     dict(type='FreezeLastLayerHook', epochs=1),
-    dict(type='ClipEachGradHook', max_norm=3.0)]
+    dict(type='ClipEachGradHook', max_norm=3.0),
+    dict(type='CostHook')]  # with PR-MIM: validates a batch, logs what it saves
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=800)
 default_hooks = dict(checkpoint=dict(interval=40, max_keep_ckpts=3))
 randomness = dict(seed=0)

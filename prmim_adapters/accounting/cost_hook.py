@@ -16,6 +16,7 @@ from mmpretrain.registry import HOOKS
 from torch import nn
 
 from ..adapters import is_attached
+from .flops import UndercountError
 from .loss_path import scratch, seeded
 from .report import compare
 from .variants import variants_of
@@ -63,7 +64,11 @@ class CostHook(Hook):
 
     def _log_costs(self, runner: Runner, model: nn.Module, batch: dict[str, Any]) -> None:
         optimizer = runner.cfg.get('optim_wrapper', {}).get('optimizer')
-        report = compare(variants_of(model), batch, optimizer, full=self.full)
+        try:
+            report = compare(variants_of(model), batch, optimizer, full=self.full)
+        except UndercountError as error:  # no number rather than a wrong one; training is not hurt
+            runner.logger.warning(f'Cost of a training step: not counted. {error}')
+            return
         runner.logger.info(f'Cost of a training step\n\n{report.markdown()}\n\n{report.notes}')
         path = Path(runner.log_dir) / 'cost.json'
         path.write_text(json.dumps(report.to_dict(), indent=2))
