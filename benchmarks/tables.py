@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Markdown tables from ``benchmarks/results/*.json``, for README.md and docs/ to include.
+
+    python benchmarks/tables.py          # writes benchmarks/results/*.md
+    python benchmarks/tables.py --check  # exits 1 if a table is not what its JSON says
+
+What has no result file yet reads ``not measured``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / 'results'
+MISSING = 'not measured'
+
+STEPS = {
+    'MAE ViT-B/16, CPU, fp32': 'step_mae_prmim_vitb_cpu_fp32_fused',
+    'SimMIM ViT-B/16, CPU, fp32': 'step_simmim_prmim_vitb_cpu_fp32_fused',
+    'MAE ViT-B/16, GPU, bf16': 'step_mae_prmim_vitb_cuda_bf16_fused',
+    'MAE ViT-B/16, GPU, bf16, explicit attention': 'step_mae_prmim_vitb_cuda_bf16_explicit',
+    'SimMIM ViT-B/16, GPU, bf16': 'step_simmim_prmim_vitb_cuda_bf16_fused',
+}
+"""Rows of the table of measured steps: title to result file."""
+
+
+def main() -> None:
+    check = '--check' in sys.argv[1:]
+    wrong = []
+    for name, make in TABLES.items():
+        path, text = RESULTS / f'{name}.md', make()
+        if check and (not path.exists() or path.read_text() != text):
+            wrong.append(f'{path} is not what its JSON says: run python benchmarks/tables.py')
+        if not check:
+            path.write_text(text)
+    print('\n'.join(wrong) or f'{len(TABLES)} tables {"agree" if check else "written"}')
+    sys.exit(bool(wrong))
+
+
+def load(name: str) -> Any:
+    """A result, or None where there is none."""
+    path = RESULTS / f'{name}.json'
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def costs() -> str:
+    """Counted: the framework's figure, what it is with PR-MIM, and the change."""
+    head = ['config', 'ratio', 'forward GMACs', 'training GMACs', 'activations MB, fused']
+    head += ['activations MB, explicit', 'light stage']
+    rows = []
+    for name, report in (load('costs') or {}).items():
+        framework, ours = report['costs'][0], report['costs'][-1]
+
+        def change(key: str, unit: float, digits: int, a: dict = framework, b: dict = ours) -> str:
+            share = b[key] / a[key] - 1
+            return f'{a[key] / unit:.{digits}f} → {b[key] / unit:.{digits}f} ({share:+.1%})'
+
+        rows.append(
+            [
+                f'`{name}`',
+                f'{ours["throw_ratio"]:g}',
+                change('forward', 1e9, 3),
+                change('training', 1e9, 2),
+                change('activations_fused', 1e6, 1),
+                change('activations_explicit', 1e6, 1),
+                f'{ours["aggregation"] / ours["forward"]:.2%}',
+            ]
+        )
+    return table(head, rows)
+
+
+def steps() -> str:
+    """Measured: step time and peak memory against the framework's."""
+    head = ['', 'batch', 'framework, ms', 'plain partial, time', 'PR-MIM, time']
+    head += ['cross-attention decoder, time', 'plain partial, memory', 'PR-MIM, memory', 'where']
+    return table(head, [step_row(title, load(name)) for title, name in STEPS.items()])
+
+
+def step_row(title: str, result: dict | None) -> list[str]:
+    if result is None:
+        return [title, *[MISSING] * 8]
+    by_label = {entry['label'].split(' ')[0]: entry for entry in result['measured']}
+
+    def ratio(label: str, key: str) -> str:
+        entry = by_label.get(label, {})
+        value, processor = entry.get(key), entry.get('processor_ratio')
+        if value is None:
+            return MISSING
+        beside = key == 'time_ratio' and processor is not None
+        return f'{value:.3f}' + (f' (CPU time {processor:.3f})' if beside else '')
+
+    where, on_cpu = result['environment'], result['settings']['device'] == 'cpu'
+    on_cpu = on_cpu or 'cuda' not in where
+    return [
+        title,
+        str(result['settings']['batch_size']),
+        f'{result["measured"][0]["median_seconds"] * 1e3:.0f}',
+        *(ratio(label, 'time_ratio') for label in ('plain', 'PR-MIM', 'cross-attention')),
+        *(ratio(label, 'memory_ratio') for label in ('plain', 'PR-MIM')),
+        f'{where["device"]}' + (f', {where["threads"]} threads' if on_cpu else ''),
+    ]
+
+
+def light_stages() -> str:
+    """Measured: the light stages of one step at MAE ViT-B/16's decoder size."""
+    found = [load(f'light_stages_{device}') for device in ('cpu', 'cuda')]
+    names = [key for key in (found[0] or {'stages': {}})['stages'] if _is_stage(key)]
+    rows = [
+        [name, *(MISSING if f is None else f'{f["stages"][name]:.2f}' for f in found)]
+        for name in names
+    ]
+    shares = [(f or {}).get('share') for f in found]
+    rows.append(
+        ['partition + aggregation, share of a step']
+        + [MISSING if share is None else f'{share["share"]:.2%}' for share in shares]
+    )
+    sizes = [
+        f' ({f["stages"]["images"]} images, {f["environment"]["device"]}, '
+        f'{f["environment"]["threads"]} thread(s), {f["clock"]} time)'
+        if f
+        else ''
+        for f in found
+    ]
+    return table(['ms', f'CPU{sizes[0]}', f'GPU{sizes[1]}'], rows)
+
+
+def _is_stage(key: str) -> bool:
+    return key.startswith(('sampler', 'aggregator', 'partition'))
+
+
+def sampling() -> str:
+    """Measured: farthest point sampling by size."""
+    found = load('light_stages_cpu')
+    head = ['images', 'tokens', 'kept', 'ms, CPU', 'ns per image, token and kept token', 'ms, GPU']
+    gpu = load('light_stages_cuda')
+    on_gpu = [f'{row["ms"]:.2f}' for row in gpu['sampling_by_size']] if gpu else None
+    rows = [
+        [
+            str(row['images']),
+            str(row['tokens']),
+            str(row['kept']),
+            f'{row["ms"]:.1f}',
+            f'{row["ns_per_image_token_kept"]:.1f}',
+            on_gpu[index] if on_gpu else MISSING,
+        ]
+        for index, row in enumerate((found or {'sampling_by_size': []})['sampling_by_size'])
+    ]
+    return table(head, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    'costs': costs,
+    'steps': steps,
+    'light_stages': light_stages,
+    'sampling': sampling,
+}
+
+
+if __name__ == '__main__':
+    main()
