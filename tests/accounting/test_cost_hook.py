@@ -13,6 +13,7 @@ from mmpretrain.structures import DataSample
 from torch.utils.data import Dataset
 
 from prmim_adapters.accounting.cost_hook import CostHook
+from prmim_adapters.adapters import AGGREGATORS
 
 MODEL = {
     'type': 'PRMIM',
@@ -63,12 +64,12 @@ class Images(Dataset):
 
 @pytest.fixture
 def runner(tmp_path):
-    def build(hook, size=32, value=1.0):
+    def build(hook, size=32, value=1.0, aggregator='cross_attention'):
         import prmim_adapters.openmmlab  # noqa: F401
 
         init_default_scope('mmpretrain')
         return Runner(
-            model=MODEL,
+            model={**MODEL, 'aggregator': aggregator},
             work_dir=str(tmp_path),
             train_dataloader={
                 'dataset': Images(size, value),
@@ -81,7 +82,7 @@ def runner(tmp_path):
             default_hooks={'logger': {'type': 'LoggerHook', 'interval': 1}},
             custom_hooks=[hook] if hook else [],
             default_scope='mmpretrain',
-            experiment_name=f'{tmp_path.name}-{size}-{value}-{bool(hook)}',
+            experiment_name=f'{tmp_path.name}-{size}-{value}-{bool(hook)}-{aggregator}',
             randomness={'seed': 0},
         )
 
@@ -119,3 +120,25 @@ def test_a_loss_that_is_not_finite_is_refused(runner):
 def test_batch_size_is_checked():
     with pytest.raises(ValueError, match='batch_size=1 must be at least 2'):
         CostHook(batch_size=1)
+
+
+@AGGREGATORS.register_module('uncountable')
+class Uncountable(torch.nn.Module):
+    """Its distances are an operator without a handle."""
+
+    def __init__(self, width, grid):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(width))
+
+    def forward(self, features, partition, queries):
+        distance = torch.cdist(queries[partition.thrown], features)
+        return distance.softmax(-1) @ features * self.scale
+
+
+def test_an_uncounted_operator_gives_no_number_and_does_not_stop_training(runner, tmp_path):
+    trained = runner(CostHook(), aggregator='uncountable')
+    trained.train()
+    assert trained.iter == 2
+    logs = ''.join(path.read_text() for path in tmp_path.rglob('*.log'))
+    assert 'not counted. the loss path of MAE calls aten::cdist' in ' '.join(logs.split())
+    assert not list(tmp_path.rglob('cost.json'))
