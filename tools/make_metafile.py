@@ -34,17 +34,22 @@ def metafile() -> str:
 
 
 def entry(path: Path) -> dict[str, Any]:
-    """One config; its name carries the recipe: processes x images each, precision, epochs."""
+    """One config; its name carries the recipe: processes x images each, precision, epochs.
+
+    The number of processes is known where the config says for which total the rate is set.
+    """
     config = Config.fromfile(path)
     epochs = config.train_cfg.max_epochs
-    total, each = config.auto_scale_lr.base_batch_size, config.train_dataloader.batch_size
+    each = config.train_dataloader.batch_size
+    total = config.get('auto_scale_lr', {}).get('base_batch_size')
+    batch = f'{total // each}xb{each}' if total else f'b{each}'
     precision = '-amp' if config.optim_wrapper.type == 'AmpOptimWrapper' else ''
     metadata = {'Training Data': 'ImageNet-1k', 'Epochs': epochs, 'Batch Size': total}
     if config.model.type == 'PRMIM':
         metadata |= {'Framework': config.model.framework.type.split('.')[-1]}
         metadata |= {'Throw Ratio': config.model.throw_ratio}
     return {
-        'Name': f'{path.stem}_{total // each}xb{each}{precision}-{epochs}e_in1k',
+        'Name': f'{path.stem}_{batch}{precision}-{epochs}e_in1k',
         'Metadata': metadata,
         'In Collection': COLLECTION['Name'],
         'Results': None,
