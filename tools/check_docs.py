@@ -160,6 +160,8 @@ def unknown_options(words: list[str]) -> Iterator[str]:
     if command is None:
         yield f'prmim has no command {words[0]!r}'
         return
+    if command.context_settings.get('ignore_unknown_options'):
+        return
     known = {option for parameter in command.params for option in parameter.opts}
     for word in words[1:]:
         if word.startswith('--') and word.split('=')[0] not in known | {'--help'}:
