@@ -33,6 +33,7 @@ check: $(environment)
 	codespell
 	mypy
 	lint-imports
+	python benchmarks/tables.py --check
 	python tools/check_docs.py
 
 data/demo/done: prmim_adapters/demo_data.py | $(environment)
