@@ -2,8 +2,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
 
 from prmim_adapters import is_attached
 from prmim_adapters.sweep import load_spec
@@ -100,16 +102,22 @@ def test_merge_is_mmengines():
 
 
 @pytest.mark.parametrize('path', SPECS, ids=lambda path: path.stem)
-def test_every_arm_of_the_shipped_specs_builds(path, tmp_path):
+def test_every_arm_of_the_shipped_specs_builds_and_has_a_loss(path, tmp_path):
     spec = load_spec(path)
     for name, framework in spec.frameworks.items():
         write_base(tmp_path / name / 'base.py', framework, spec)
     for point in spec.points():
         if point.seed == spec.seeds[0] and point.ratio in (0.0, max(spec.ratios)):
-            config = tmp_path / point.name / 'config.py'
-            write_point(config, tmp_path / point.framework / 'base.py', point, spec)
-            model = MODELS.build(Config.fromfile(config).model)
+            config_path = tmp_path / point.name / 'config.py'
+            write_point(config_path, tmp_path / point.framework / 'base.py', point, spec)
+            config = Config.fromfile(config_path)
+            model = MODELS.build({**config.model, 'data_preprocessor': config.data_preprocessor})
             assert is_attached(model) == (point.arm != 'framework')
+            size = 224 if 'imagenet' in path.stem else 32
+            images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+            batch = dict(inputs=images, data_samples=[DataSample(), DataSample()])
+            losses = model.loss(**model.data_preprocessor(batch, True))
+            assert torch.isfinite(losses['loss'])
 
 
 @pytest.mark.parametrize('path', SPECS, ids=lambda path: path.stem)
