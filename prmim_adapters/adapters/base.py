@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, TypeVar
@@ -36,7 +36,7 @@ class Adapter(ABC):
     ``<host>.partial.*``; the modules at ``guests`` are changed too and share it.
     """
 
-    classes: ClassVar[dict[type, type]]
+    classes: ClassVar[Mapping[type, type]]
     host: ClassVar[str]
     guests: ClassVar[tuple[str, ...]] = ()
     #: False where features know no absolute position, so that aggregators must be told.

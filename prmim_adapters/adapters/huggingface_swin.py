@@ -142,8 +142,8 @@ class SwinForMaskedImageModelingAdapter(Adapter):
     def grid(cls, model: Any) -> Grid:
         """Units in (height, width)."""
         swin = model.swin
-        grid = swin.embeddings.patch_grid
-        return unit_grid(*grid, swin.num_layers, model.config.patch_size, 'config.image_size')
+        height, width = swin.embeddings.patch_grid
+        return unit_grid(height, width, swin.num_layers, model.config.patch_size, 'config.image_size')
 
     @classmethod
     def width(cls, model: Any) -> int:

@@ -44,8 +44,8 @@ class PRIBOTViT(IBOTViT):
         num_thrown = self.partial.thrown_counts(num_masked)
         share = num_thrown.float().mean() / mask.shape[1]
         if not int(num_thrown.sum()):
-            tokens = super().encode_masked(x, mask)
-            return tokens._replace(cls=tokens.cls + self._unused(), log={'thrown_share': share})
+            whole = super().encode_masked(x, mask)
+            return whole._replace(cls=whole.cls + self._unused(), log={'thrown_share': share})
 
         tokens, groups = self.embed(x, mask), self._groups(mask, num_masked)
         features = encode_packed(

@@ -17,8 +17,9 @@ from .windows import unit_mask
 
 def unit_grid(encoder: Any) -> Grid:
     """Units (height, width); raises ValueError if the image cannot be divided into units."""
+    height, width = encoder.patches_resolution
     return swin_units.unit_grid(
-        *encoder.patches_resolution, encoder.num_layers, encoder.patch_size, 'DATA.IMG_SIZE'
+        height, width, encoder.num_layers, encoder.patch_size, 'DATA.IMG_SIZE'
     )
 
 

@@ -91,7 +91,7 @@ class SwinBlock:
                 preserve_rng_state=self.random,
             )
         else:
-            attended = attend(self.attention, qkv, windows)  # type: ignore[arg-type]
+            attended = attend(self.attention, qkv, windows)
         x = x + self.drop_path(self.project(attended))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What mmpretrain configs name. Importing this package registers everything:
+"""What mmpretrain configs name; importing this package registers everything.
 
 custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)
 """

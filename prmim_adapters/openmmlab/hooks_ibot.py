@@ -47,7 +47,7 @@ class TeacherTempHook(Hook):
         done = 1.0
         if runner.epoch < self.warmup_epochs:
             done = runner.epoch / max(self.warmup_epochs - 1, 1)
-        head = _unwrapped(runner).head
+        head: Any = _unwrapped(runner).head
         head.teacher_temp = self.cls[0] + done * (self.cls[1] - self.cls[0])
         head.teacher_patch_temp = self.patch[0] + done * (self.patch[1] - self.patch[0])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -185,9 +186,10 @@ class KNNHook(Hook):
             float: Accuracy in per cent, the same on every process.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        loaders: list[Any] = self.dataloaders
         (train, train_labels), (test, test_labels) = (
             self._gather(*extract_features(model, loader, self.backbone), len(loader.dataset))
-            for loader in self.dataloaders
+            for loader in loaders
         )
         accuracy = torch.zeros(1, device=next(model.parameters()).device)
         if is_main_process():
@@ -209,4 +211,5 @@ class KNNHook(Hook):
         collected = collect_results(list(zip(features, labels, strict=True)), size)
         if collected is None:
             return features, labels
-        return tuple(torch.stack(column) for column in zip(*collected, strict=True))
+        all_features, all_labels = zip(*collected, strict=True)
+        return torch.stack(all_features), torch.stack(all_labels)

@@ -24,7 +24,7 @@ def masked():
 
 
 def test_there_and_back(masked):
-    x, active = masked
+    x, _ = masked
     sparse = to_sparse(x)
     assert sparse.F.shape == (2 * 4 * 64, 3)
     assert torch.equal(sparse.dense()[0], x)

@@ -87,7 +87,7 @@ def test_an_unknown_folder_is_refused(ours, tmp_path_factory):
 
 
 def test_command(ours):
-    folder, repository = ours
+    folder, _ = ours
     (folder / 'model.py').write_bytes(b'class Model: ...\n')
 
     def run(*arguments):
