@@ -79,6 +79,21 @@ def test_peak_memory_in_a_process_of_its_own():
     assert memory.peak > memory.saved
 
 
+@pytest.mark.slow
+def test_an_attached_model_compiles_without_graph_breaks(small_mae):
+    import prmim_adapters as prmim
+    from prmim_adapters.accounting.loss_path import LossPath
+    from prmim_adapters.accounting.throughput import plain_probabilities
+
+    model = prmim.attach(small_mae(), 0.5)
+    batch = make_batch(model)
+    plain_probabilities(model)
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(LossPath(model, batch))(batch['inputs'])
+    assert explained.graph_break_count == 0, explained.break_reasons
+    assert explained.graph_count == 1
+
+
 def test_a_process_that_fails_says_why():
     with pytest.raises(RuntimeError, match='ZeroDivisionError'):
         peak_memory(Build(4), fails, Timing(), 'cpu')
