@@ -5,21 +5,18 @@ custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports
 
 model = dict(
     backbone=dict(_delete_=True, type='SimMIMViT', drop_path_rate=0.1),
-    neck=dict(in_channels=768, encoder_stride=16),
-    head=dict(patch_size=16))
+    neck=dict(in_channels=768, encoder_stride=16), head=dict(patch_size=16))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.67, 1.0)),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='SimMIMMaskGenerator', input_size=224, mask_patch_size=32, model_patch_size=16,
-         mask_ratio=0.6),
+    dict(type='SimMIMMaskGenerator', input_size=224, mask_patch_size=32, model_patch_size=16),
     dict(type='PackInputs'),
 ]
 # A base from another package leaves a scope in this dict that default_collate does not take.
 train_dataloader = dict(
-    dataset=dict(pipeline=train_pipeline),
-    collate_fn=dict(_delete_=True, type='default_collate'))
+    dataset=dict(pipeline=train_pipeline), collate_fn=dict(_delete_=True, type='default_collate'))
 
 # No decay for vectors and the cls token; the original decays mask token and position bias.
 optim_wrapper = dict(paramwise_cfg=dict(
