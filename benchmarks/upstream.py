@@ -227,7 +227,6 @@ def main() -> None:
     parser.add_argument('data', type=Path)
     parser.add_argument('--only', nargs='+', choices=TRIALS, default=list(TRIALS))
     arguments = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         subset(arguments.data, scratch / 'small', images=8)
@@ -236,6 +235,7 @@ def main() -> None:
             subset(arguments.data, data, TRIALS[trial].images)
             upstream = arguments.upstream.resolve()
             figures = measure(TRIALS[trial], upstream, data, scratch / 'small', scratch)
+            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             results.setdefault('training', {})[trial] = dict(
                 **figures,
                 images=TRIALS[trial].images,

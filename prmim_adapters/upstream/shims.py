@@ -105,16 +105,18 @@ def timm_block(script: Path, arguments: list[str]) -> bool:
 
 @shim('timm-vit-head')
 def timm_vit_head(script: Path, arguments: list[str]) -> bool:
-    """timm's VisionTransformer whose forward_features pools, as before timm 0.6 (mae fine-tuning)."""
+    """Subclasses of timm's ViT whose forward_features(x) pools, as before timm 0.6 (mae fine-tuning)."""
     module = _timm('timm.models.vision_transformer')
     if module is None or not hasattr(module.VisionTransformer, 'forward_head'):
         return False
-    forward_head = module.VisionTransformer.forward_head
+    forward = module.VisionTransformer.forward
 
-    def pooled_or_not(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self.head(x) if x.dim() == 2 else forward_head(self, x, *args, **kwargs)
+    def forward_as_before(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if type(self).forward_features.__module__.startswith('timm.'):
+            return forward(self, x, *args, **kwargs)
+        return self.head(self.forward_features(x))
 
-    module.VisionTransformer.forward_head = pooled_or_not
+    module.VisionTransformer.forward = forward_as_before
     return True
 
 
