@@ -95,7 +95,7 @@ class CostReport:
     """Variants of one model, the framework first.
 
     Attributes:
-        model: class name of the framework.
+        model: class name of the framework, ``framework`` with the module that defines it.
         inputs: shape of one view (C, H, W).
         batch_size: of the counted batch; a light stage shares work among the images of a batch,
             so that larger ones cost less per image, slightly.
@@ -106,6 +106,7 @@ class CostReport:
     inputs: tuple[int, ...]
     batch_size: int
     costs: list[Cost]
+    framework: str = ''
     notes: str = NOT_COUNTED
 
     def saving(self, cost: Cost, figure: Callable[[Cost], float | None]) -> float | None:
@@ -202,8 +203,10 @@ def compare(
     """Count every variant on one batch; arguments as in :func:`cost_of`."""
     inputs = batch['inputs']
     first = inputs if hasattr(inputs, 'shape') else inputs[0]
+    framework = type(variants[0].model)
     return CostReport(
-        model=type(variants[0].model).__name__,
+        model=framework.__name__,
+        framework=f'{framework.__module__}.{framework.__qualname__}',
         inputs=tuple(first.shape[1:]),
         batch_size=num_images(batch),
         costs=[cost_of(variant, batch, optimizer, full=full) for variant in variants],

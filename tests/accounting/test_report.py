@@ -56,6 +56,7 @@ def test_savings(report):
 def test_table(report):
     lines = report.markdown().splitlines()
     assert lines[0] == 'MAE, 3x64x64, batch 2'
+    assert report.framework == 'mmpretrain.models.selfsup.mae.MAE'
     assert lines[2] == '|  | framework | plain partial 0.5 | PR-MIM 0.5 |'
     cells = [cell.strip() for cell in lines[4].split('|')[1:-1]]
     ours = report.costs[2]
