@@ -121,9 +121,9 @@ TRIALS = {
     ),
     'ibot': Trial(
         folder='ibot',
-        pretrain='main_ibot.py --arch vit_tiny --use_fp16 false --batch_size_per_gpu 8 '
+        pretrain='main_ibot.py --arch vit_tiny --use_fp16 false --batch_size_per_gpu 4 '
         '--pred_ratio 0.3 --pred_shape block --out_dim 512 --patch_out_dim 512 --drop_path 0 '
-        '--local_crops_number 2 --local_crops_scale 0.05 0.25 --global_crops_scale 0.25 1 '
+        '--local_crops_number 1 --local_crops_scale 0.05 0.25 --global_crops_scale 0.25 1 '
         f'--warmup_teacher_temp_epochs 0 --lr 0.02 --freeze_last_layer 0 {COMMON} '
         '--momentum_teacher 0.9 --data_path {data}/train --output_dir {out} --epochs {epochs}',
         resume='--load_from checkpoint.pth',
@@ -132,6 +132,7 @@ TRIALS = {
         '--use_cuda false --data_path {small}',
         log='log.txt',
         checkpoint='checkpoint.pth',
+        images=16,
     ),
 }
 

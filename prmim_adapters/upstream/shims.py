@@ -191,8 +191,14 @@ def minkowski(script: Path, arguments: list[str]) -> bool:
 
 @shim('resume')
 def resume(script: Path, arguments: list[str]) -> bool:
-    """argparse.Namespace in checkpoints, refused since torch 2.6 (mae, ConvNeXt-V2, ibot)."""
-    torch.serialization.add_safe_globals([argparse.Namespace])
+    """Arguments and numpy numbers in checkpoints, refused since torch 2.6 (mae, ConvNeXt-V2, ibot)."""
+    import numpy as np
+
+    number = np.float64(0)
+    scalar = number.__reduce__()[0]  # its module was renamed in numpy 2
+    torch.serialization.add_safe_globals(
+        [argparse.Namespace, scalar, np.dtype, type(number.dtype)]
+    )
     return True
 
 

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the contract matrix does not ask of the Hugging Face adapters."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import prmim_adapters as prmim
+from prmim_adapters.accounting import count_macs
+
+transformers = pytest.importorskip(
+    'transformers', reason="needs transformers: pip install 'prmim-adapters[huggingface]'"
+)
+
+SMALL = dict(
+    hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
+    image_size=32, patch_size=4,
+)
+
+
+def vitmae(**options):
+    torch.manual_seed(0)
+    config = transformers.ViTMAEConfig(
+        **SMALL, decoder_hidden_size=32, decoder_num_hidden_layers=2,
+        decoder_num_attention_heads=2, decoder_intermediate_size=64, **options,
+    )
+    return transformers.ViTMAEForPreTraining(config).train()
+
+
+def vit():
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(**SMALL, encoder_stride=4)
+    return transformers.ViTForMaskedImageModeling(config).train()
+
+
+def swin(**options):
+    torch.manual_seed(0)
+    options = dict(
+        image_size=32, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4,
+        encoder_stride=4, drop_path_rate=0.0,
+    ) | options
+    return transformers.SwinForMaskedImageModeling(transformers.SwinConfig(**options)).train()
+
+
+def images(seed: int = 5) -> torch.Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def masks(scale: int = 1, masked: int = 40) -> torch.Tensor:
+    order = torch.rand(3, 64, generator=torch.Generator().manual_seed(7)).argsort(1)
+    mask = torch.zeros_like(order).scatter(1, order[:, :masked], 1).view(3, 8, 8)
+    return mask.repeat_interleave(scale, 1).repeat_interleave(scale, 2).flatten(1).bool()
+
+
+def mae_call(model, **options):
+    torch.manual_seed(1)
+    return model(images(), **options)
+
+
+CALLS = {
+    'vitmae': (vitmae, mae_call),
+    'vit': (vit, lambda model, **o: model(images(), bool_masked_pos=masks(), **o)),
+    'swin': (swin, lambda model, **o: model(images(), bool_masked_pos=masks(2), **o)),
+}
+
+
+@pytest.fixture(params=CALLS)
+def subject(request):
+    build, call = CALLS[request.param]
+    torch.manual_seed(2)
+    return prmim.attach(build(), throw_ratio=0.4), call
+
+
+def test_outputs_keep_their_shapes(subject):
+    model, call = subject
+    ours = call(model)
+    prmim.detach(model)
+    upstream = call(model)
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in upstream.items()}
+
+
+@pytest.mark.parametrize('options', [{}, {'thrown_weight': 0.5}])
+def test_tuples_are_the_outputs(subject, options):
+    model, call = subject
+    prmim.detach(model)
+    prmim.attach(model, throw_ratio=0.4, **options)
+    torch.manual_seed(3)
+    named = call(model)
+    torch.manual_seed(3)
+    plain = call(model, return_dict=False)
+    assert len(plain) == len(named.to_tuple())
+    for a, b in zip(plain, named.to_tuple(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_gradient_checkpointing(subject):
+    model, call = subject
+
+    def gradients():
+        model.zero_grad()
+        torch.manual_seed(3)
+        loss = call(model).loss
+        loss.backward()
+        return loss, {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    expected = gradients()
+    model.gradient_checkpointing_enable()
+    actual = gradients()
+    assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_save_and_load(subject, tmp_path):
+    """A checkpoint of an attached model loads in the upstream class, under its name."""
+    model, call = subject
+    model.save_pretrained(tmp_path)
+    name = transformers.AutoConfig.from_pretrained(tmp_path).architectures[0]
+    upstream = getattr(transformers, name).from_pretrained(tmp_path)
+    prmim.detach(model)
+    upstream.train()
+    torch.manual_seed(3)
+    expected = call(model).loss
+    torch.manual_seed(3)
+    assert torch.equal(call(upstream).loss, expected)
+
+
+def test_images_without_a_mask_are_encoded_whole():
+    for model, patches in ((vit(), 64), (swin(), 64)):
+        expected = model(images()).reconstruction
+        assert torch.equal(prmim.attach(model)(images()).reconstruction, expected)
+        assert model.base_model(images()).last_hidden_state.shape[1] in (patches, patches + 1)
+
+
+def test_swin_with_padded_and_clamped_windows():
+    """A window that does not divide the map (padding), and one that exceeds it (no shift)."""
+    for window in (3, 8):
+        model = swin(window_size=window)
+        expected = model(images(), bool_masked_pos=masks(2)).loss
+        prmim.attach(model, throw_ratio=1 / 64, sampler='random')
+        split = model.swin.partial.split
+        model.swin.partial.split = lambda mask, split=split: split(mask, None, 0)
+        assert_close(model(images(), bool_masked_pos=masks(2)).loss, expected)
+
+
+def test_errors():
+    ragged = masks().clone()
+    ragged[0, :] = False
+    ragged[0, :30] = True
+    with pytest.raises(ValueError, match='between 30 and 40 masked tokens'):
+        prmim.attach(vit())(images(), bool_masked_pos=ragged)
+    with pytest.raises(ValueError, match='not constant inside'):
+        shifted = masks(2).view(3, 16, 16).roll(1, 2).flatten(1)
+        prmim.attach(swin())(images(), bool_masked_pos=shifted)
+    with pytest.raises(ValueError, match=r'units of 2x2 tokens: choose config\.image_size'):
+        prmim.attach(swin(image_size=30, window_size=3))
+    with pytest.raises(ValueError, match='mask ratio 0.75'):
+        prmim.attach(vitmae(), throw_ratio=0.8)
+    with pytest.raises(TypeError, match='no adapter for transformers.*ViTMAEModel'):
+        prmim.attach(vitmae().vit)
+
+
+@pytest.mark.slow
+def test_base_model_saves_what_is_promised():
+    """ViTMAE base at 0.5: 28 % without the light stage, as the paper counts, and 27 % with it."""
+    model = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig())
+    batch = dict(inputs=torch.randn(1, 3, 224, 224), data_samples=None)
+    before = count_macs(model, batch).total
+    after = count_macs(prmim.attach(model), batch)
+    light = after.by_module['decoder.partial.aggregators']
+    assert (after.total - light) / before == pytest.approx(0.722, abs=0.003)
+    assert after.total / before < 0.735
