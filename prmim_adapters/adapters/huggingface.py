@@ -47,9 +47,7 @@ class PRViTMAEDecoder(ViTMAEDecoder):
         """hidden_states (B, 1 + V, C), ids_restore (B, L) -> logits (B, L, D)."""
         if self.partial.num_thrown == 0:
             return super().forward(hidden_states, ids_restore, interpolate_pos_encoding)
-        logits = decode_present(
-            self, self.decoder_layers, self.partial, hidden_states, ids_restore
-        )
+        logits = decode_present(self, self.decoder_layers, self.partial, hidden_states, ids_restore)
         return ViTMAEDecoderOutput(logits=logits)
 
 

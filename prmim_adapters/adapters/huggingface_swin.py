@@ -143,7 +143,9 @@ class SwinForMaskedImageModelingAdapter(Adapter):
         """Units in (height, width)."""
         swin = model.swin
         height, width = swin.embeddings.patch_grid
-        return unit_grid(height, width, swin.num_layers, model.config.patch_size, 'config.image_size')
+        return unit_grid(
+            height, width, swin.num_layers, model.config.patch_size, 'config.image_size'
+        )
 
     @classmethod
     def width(cls, model: Any) -> int:

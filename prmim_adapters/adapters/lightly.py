@@ -109,9 +109,7 @@ with warnings.catch_warnings():  # lightly warns of its older classes where they
         """The same for the deeper decoder of Pixio."""
 
 
-@ADAPTERS.register_module(
-    framework='lightly.models.modules.masked_autoencoder_timm.MAEDecoderTIMM'
-)
+@ADAPTERS.register_module(framework='lightly.models.modules.masked_autoencoder_timm.MAEDecoderTIMM')
 @ADAPTERS.register_module(
     framework='lightly.models.modules.masked_vision_transformer_decoder_timm.'
     'MaskedVisionTransformerDecoderTIMM'

@@ -38,9 +38,7 @@ def run_script(script: str, arguments: Sequence[str], without: Sequence[str] = (
         raise UnknownShimError(f'no shim called {", ".join(unknown)}; there are {", ".join(SHIMS)}')
     sys.path[:] = [str(path.resolve().parent), *sys.path, os.getcwd()]
     changed = list(arguments)
-    applied = [
-        name for name, shim in SHIMS.items() if name not in without and shim(path, changed)
-    ]
+    applied = [name for name, shim in SHIMS.items() if name not in without and shim(path, changed)]
     print(f'prmim run: {", ".join(applied) or "no shim needed"}', file=sys.stderr, flush=True)
     sys.argv = [script, *changed]
     runpy.run_path(script, run_name='__main__')

@@ -132,7 +132,9 @@ class MinkowskiConvolution(nn.Module):
             kernel_size=(size, size),
         )
         tokens = packed_strided_conv(conv, x.tokens, sites.side)  # type: ignore[arg-type]
-        return SparseTensor(tokens.flatten(0, 1), Sites(sites.units, sites.grid, sites.side // size))
+        return SparseTensor(
+            tokens.flatten(0, 1), Sites(sites.units, sites.grid, sites.side // size)
+        )
 
 
 class MinkowskiDepthwiseConvolution(nn.Module):

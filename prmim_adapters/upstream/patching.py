@@ -79,9 +79,7 @@ def undo(folder: Path, repository: Repository) -> None:
 def changed_seams(folder: Path, repository: Repository) -> list[str]:
     """Model files that differ from the pinned commit's: the adapter is not tested with them."""
     return [
-        path
-        for path, blob in repository.seams
-        if blob_hash((folder / path).read_bytes()) != blob
+        path for path, blob in repository.seams if blob_hash((folder / path).read_bytes()) != blob
     ]
 
 

@@ -105,7 +105,7 @@ def timm_block(script: Path, arguments: list[str]) -> bool:
 
 @shim('timm-vit-head')
 def timm_vit_head(script: Path, arguments: list[str]) -> bool:
-    """Subclasses of timm's ViT whose forward_features(x) pools, as before timm 0.6 (mae fine-tuning)."""
+    """Subclasses of timm's ViT that pool in forward_features(x), as before timm 0.6 (mae)."""
     module = _timm('timm.models.vision_transformer')
     if module is None or not hasattr(module.VisionTransformer, 'forward_head'):
         return False
@@ -196,9 +196,7 @@ def resume(script: Path, arguments: list[str]) -> bool:
 
     number = np.float64(0)
     scalar = number.__reduce__()[0]  # its module was renamed in numpy 2
-    torch.serialization.add_safe_globals(
-        [argparse.Namespace, scalar, np.dtype, type(number.dtype)]
-    )
+    torch.serialization.add_safe_globals([argparse.Namespace, scalar, np.dtype, type(number.dtype)])
     return True
 
 

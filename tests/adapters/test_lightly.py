@@ -55,14 +55,24 @@ class MAE(nn.Module):
 
 def mae_decoder(prefix: int = 1):
     return modules.MAEDecoderTIMM(
-        64, 4, embed_dim=24, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=2,
+        64,
+        4,
+        embed_dim=24,
+        decoder_embed_dim=32,
+        decoder_depth=2,
+        decoder_num_heads=2,
         num_prefix_tokens=prefix,
     )
 
 
 def pixio_decoder(prefix: int = 1):
     return modules.PixioDecoderTIMM(
-        64, 4, embed_dim=24, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=2,
+        64,
+        4,
+        embed_dim=24,
+        decoder_embed_dim=32,
+        decoder_depth=2,
+        decoder_num_heads=2,
         num_prefix_tokens=prefix,
     )
 
@@ -172,7 +182,8 @@ def test_errors(build):
             run(attached(build(), **options))
     with pytest.raises(ValueError, match='cannot throw 51 tokens'):
         run(attached(build(), throw_ratio=0.8))
+    decoder = modules.MaskedVisionTransformerDecoderTIMM(60, 32, 1, 2, initialize_weights=False)
     with pytest.raises(ValueError, match='num_patches=60 is no square'):
-        prmim.attach(modules.MaskedVisionTransformerDecoderTIMM(60, 32, 1, 2, 1, initialize_weights=False))
+        prmim.attach(decoder)
     with pytest.raises(TypeError, match='no adapter'):
         prmim.attach(build())

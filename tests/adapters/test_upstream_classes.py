@@ -73,7 +73,7 @@ def test_messages(repository, monkeypatch):
     with pytest.raises(AttributeError, match=r'their_models\.Theirs, which cannot be imported'):
         classes.find('PRTheirs')
     with pytest.raises(AttributeError, match='models_mae'):
-        original_mae.PRMaskedAutoencoderViT
+        _ = original_mae.PRMaskedAutoencoderViT
 
 
 def test_adapters_of_repositories_need_neither_them_nor_mmpretrain():

@@ -61,7 +61,9 @@ def test_strided_convolution(masked):
     for column in range(2):
         for row in range(2):
             part = x[:, :, row::2, column::2]
-            expected = expected + torch.einsum('bihw,io->bohw', part, layer.kernel[column * 2 + row])
+            expected = expected + torch.einsum(
+                'bihw,io->bohw', part, layer.kernel[column * 2 + row]
+            )
     coarse = layer(to_sparse(x))
     assert_close(coarse.dense()[0], expected * active[:, :, ::2, ::2])
     again = MinkowskiConvolution(5, 4, dimension=2)(coarse)

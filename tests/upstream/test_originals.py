@@ -28,8 +28,15 @@ def build_mae():
     import models_mae
 
     return models_mae.MaskedAutoencoderViT(
-        img_size=32, patch_size=4, embed_dim=24, depth=1, num_heads=2, decoder_embed_dim=32,
-        decoder_depth=2, decoder_num_heads=2, norm_pix_loss=True,
+        img_size=32,
+        patch_size=4,
+        embed_dim=24,
+        depth=1,
+        num_heads=2,
+        decoder_embed_dim=32,
+        decoder_depth=2,
+        decoder_num_heads=2,
+        norm_pix_loss=True,
     )
 
 
@@ -38,8 +45,16 @@ def build_simmim_vit(**options):
 
     options = dict(use_abs_pos_emb=False, use_shared_rel_pos_bias=True) | options
     encoder = VisionTransformerForSimMIM(
-        img_size=48, patch_size=4, embed_dim=24, depth=2, num_heads=2, num_classes=0,
-        qkv_bias=True, init_values=0.1, use_mean_pooling=False, **options,
+        img_size=48,
+        patch_size=4,
+        embed_dim=24,
+        depth=2,
+        num_heads=2,
+        num_classes=0,
+        qkv_bias=True,
+        init_values=0.1,
+        use_mean_pooling=False,
+        **options,
     )
     if encoder.rel_pos_bias is not None:
         torch.nn.init.normal_(encoder.rel_pos_bias.relative_position_bias_table)
@@ -51,8 +66,14 @@ def build_simmim_swin(**options):
 
     options = dict(img_size=48) | options
     encoder = SwinTransformerForSimMIM(
-        patch_size=2, embed_dim=12, depths=[2, 2, 2], num_heads=[1, 2, 4], num_classes=0,
-        window_size=6, drop_path_rate=0.0, **options,
+        patch_size=2,
+        embed_dim=12,
+        depths=[2, 2, 2],
+        num_heads=[1, 2, 4],
+        num_classes=0,
+        window_size=6,
+        drop_path_rate=0.0,
+        **options,
     )
     return SimMIM(encoder, 8)
 
@@ -61,8 +82,12 @@ def build_fcmae():
     from models.fcmae import FCMAE
 
     model = FCMAE(
-        img_size=128, depths=[1, 1, 1, 1], dims=[8, 12, 16, 24], decoder_depth=2,
-        decoder_embed_dim=32, norm_pix_loss=True,
+        img_size=128,
+        depths=[1, 1, 1, 1],
+        dims=[8, 12, 16, 24],
+        decoder_depth=2,
+        decoder_embed_dim=32,
+        norm_pix_loss=True,
     )
     for name, parameter in model.named_parameters():
         if 'grn' in name:  # starts at zero, where it is the identity
@@ -77,8 +102,14 @@ def build_ibot(**options):
 
     options = dict(masked_im_modeling=True, drop_path_rate=0.0) | options
     backbone = VisionTransformer(
-        img_size=[32], patch_size=4, embed_dim=24, depth=2, num_heads=2, qkv_bias=True,
-        return_all_tokens=True, **options,
+        img_size=[32],
+        patch_size=4,
+        embed_dim=24,
+        depth=2,
+        num_heads=2,
+        qkv_bias=True,
+        return_all_tokens=True,
+        **options,
     )
     head = iBOTHead(24, 16, patch_out_dim=16, hidden_dim=32, bottleneck_dim=8)
     student = utils.MultiCropWrapper(backbone, head)
@@ -125,36 +156,54 @@ class Original:
 
 ORIGINALS = [
     Original(
-        'mae', 'mae', build_mae,
+        'mae',
+        'mae',
+        build_mae,
         lambda model: model(noise(3, 3, 32, 32), mask_ratio=0.75)[0],
-        lambda model: model.decoder_blocks[0], 1 + 16 + 16,
+        lambda model: model.decoder_blocks[0],
+        1 + 16 + 16,
     ),
     Original(
-        'simmim-vit', 'simmim', build_simmim_vit,
+        'simmim-vit',
+        'simmim',
+        build_simmim_vit,
         lambda model: model(noise(3, 3, 48, 48), unit_masks(22, 2)),
-        lambda model: model.encoder.blocks[0], 1 + 4 * 14 + 4 * 22 - 72,
+        lambda model: model.encoder.blocks[0],
+        1 + 4 * 14 + 4 * 22 - 72,
     ),
     Original(
-        'simmim-vit-ape', 'simmim',
+        'simmim-vit-ape',
+        'simmim',
         lambda: build_simmim_vit(use_abs_pos_emb=True, use_shared_rel_pos_bias=False),
         lambda model: model(noise(3, 3, 48, 48), unit_masks(22, 2)),
-        lambda model: model.encoder.blocks[0], 1 + 4 * 14 + 4 * 22 - 72,
+        lambda model: model.encoder.blocks[0],
+        1 + 4 * 14 + 4 * 22 - 72,
     ),
     Original(
-        'simmim-swin', 'simmim', build_simmim_swin,
+        'simmim-swin',
+        'simmim',
+        build_simmim_swin,
         lambda model: model(noise(3, 3, 48, 48), unit_masks(22, 4)),
-        lambda model: model.encoder.layers[0].blocks[0].norm1, 16 * (14 + 4),
+        lambda model: model.encoder.layers[0].blocks[0].norm1,
+        16 * (14 + 4),
     ),
     Original(
-        'fcmae', 'convnextv2', build_fcmae,
+        'fcmae',
+        'convnextv2',
+        build_fcmae,
         lambda model: model(noise(3, 3, 128, 128), mask_ratio=0.6)[0],
-        lambda model: model.decoder[0].pwconv1, 6 + 2,
+        lambda model: model.decoder[0].pwconv1,
+        6 + 2,
     ),
     Original(
-        'ibot', 'ibot', build_ibot, ibot_loss,
+        'ibot',
+        'ibot',
+        build_ibot,
+        ibot_loss,
         lambda model: model.backbone.blocks[0].attn.qkv,
         # packed: of 48, 0, 20, 48, 7, 1 masked tokens 32, 0, 13, 32, 4, 0 are thrown
-        6 * 65 - 81, weighted=False,
+        6 * 65 - 81,
+        weighted=False,
     ),
 ]
 
@@ -340,13 +389,17 @@ def test_fcmae_encoder_equals_this_packages(upstream_modules):
                 torch.nn.init.normal_(getattr(module, name), std=0.3)
     ours = fcmae.FCMAEConvNeXt(
         arch=dict(depths=[1, 1, 1, 1], channels=[8, 12, 16, 24]),
-        img_size=128, mask_ratio=0.6, execution='dense', grn_scope='batch',
+        img_size=128,
+        mask_ratio=0.6,
+        execution='dense',
+        grn_scope='batch',
     )
     state = utils.remap_checkpoint_keys({f'encoder.{k}': v for k, v in theirs.state_dict().items()})
     ours.load_state_dict(
         {
-            k.replace('dwconv', 'depthwise_conv')
-            .replace('pwconv', 'pointwise_conv'): v.flatten() if 'grn' in k else v
+            k.replace('dwconv', 'depthwise_conv').replace('pwconv', 'pointwise_conv'): v.flatten()
+            if 'grn' in k
+            else v
             for k, v in state.items()
         }
     )

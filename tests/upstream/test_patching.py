@@ -22,7 +22,11 @@ OURS = Repository(
     licence='Apache-2.0',
     script='main.py',
     blob=patching.blob_hash(SCRIPT),
-    insertions=((1, 'import prmim'), (2, 'prmim.add_arguments(parser)'), (3, 'prmim.attach(model)')),
+    insertions=(
+        (1, 'import prmim'),
+        (2, 'prmim.add_arguments(parser)'),
+        (3, 'prmim.attach(model)'),
+    ),
     seams=(('model.py', patching.blob_hash(MODEL)),),
 )
 PATCHED = (
@@ -127,7 +131,9 @@ def test_every_patch_has_a_repository():
 
 
 @pytest.mark.parametrize(
-    ('checkout', 'repository'), [(r.name, r) for r in REPOSITORIES], indirect=['checkout'],
+    ('checkout', 'repository'),
+    [(r.name, r) for r in REPOSITORIES],
+    indirect=['checkout'],
     ids=lambda value: getattr(value, 'name', value),
 )
 def test_the_originals(checkout, repository):
