@@ -160,7 +160,7 @@ def unknown_options(words: list[str]) -> Iterator[str]:
     if command is None:
         yield f'prmim has no command {words[0]!r}'
         return
-    if command.context_settings.get('ignore_unknown_options'):
+    if not command.context_settings.get('allow_interspersed_args', True):  # another program's
         return
     known = {option for parameter in command.params for option in parameter.opts}
     for word in words[1:]:
