@@ -25,12 +25,12 @@ RESULT = ROOT / 'benchmarks' / 'results' / 'costs.json'
 @click.argument('configs', nargs=-1, type=click.Path(exists=True))
 @click.option('--batch-size', default=2, show_default=True)
 def main(configs: tuple[str, ...], batch_size: int) -> None:
-    found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for path in configs or sorted(map(str, (ROOT / 'configs' / 'mmpretrain').glob('*_prmim_*.py'))):
         config = load_config(path)
         variants = build_variants(config)
         batch = make_batch(config, variants[0].model, batch_size=batch_size)
         report = compare(variants, batch, config.optim_wrapper.optimizer)
+        found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
         found[Path(path).stem] = report.to_dict()
         RESULT.write_text(json.dumps(dict(sorted(found.items())), indent=1) + '\n')
         print(f'{path}\n\n{report.markdown()}\n')

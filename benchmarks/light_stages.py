@@ -25,7 +25,7 @@ from prmim_adapters.accounting.bench import config_batch
 from prmim_adapters.accounting.environment import environment
 from prmim_adapters.accounting.throughput import Timing, time_interleaved, training_step
 from prmim_adapters.accounting.variants import OURS, build_variant
-from prmim_adapters.adapters import AGGREGATORS, SAMPLERS, partial_of
+from prmim_adapters.adapters import AGGREGATORS, SAMPLERS, attachment_of, partial_of
 from prmim_adapters.core import PartialReconstruction
 
 RESULTS = Path(__file__).parent / 'results'
@@ -110,13 +110,11 @@ def sampling_by_size(images: int, device: torch.device, repeats: int) -> list[di
     return rows
 
 
-def share_of_step(
-    config: str, images: int, device: torch.device, width_of: Callable, repeats: int
-) -> dict:
+def share_of_step(config: str, images: int, device: torch.device, repeats: int) -> dict:
     """Milliseconds of a whole step with PR-MIM, and of its light stages at the same size."""
     model = build_variant(config, OURS).to(device)
     partial_state = partial_of(model)
-    side, width = partial_state.grid[0], width_of(model)
+    side, width = partial_state.grid[0], attachment_of(model).adapter.width(model)
     batch = config_batch(config, images, model)
     timing = Timing(steps=max(repeats // 4, 3), warmup=1)
     times = time_interleaved([training_step(model, batch, timing)], timing, device)[0]
@@ -139,12 +137,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _decoder_width(model: Any) -> int:
-    from prmim_adapters.adapters import attachment_of
-
-    return attachment_of(model).adapter.width(model)
-
-
 @click.command()
 @click.option('--images', default=32, show_default=True)
 @click.option('--width', default=512, show_default=True)
@@ -152,9 +144,11 @@ def _decoder_width(model: Any) -> int:
 @click.option('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
 @click.option('--threads', default=None, type=int)
 @click.option('--step', 'config', default=None, help='Config whose whole step is timed too.')
+@click.option('--step-images', default=8, show_default=True, help='Images of that step.')
 def main(
-    images: int, width: int, repeats: int, device: str, threads: int | None, config: str | None
-) -> None:
+    images: int, width: int, repeats: int, device: str, threads: int | None, config: str | None,
+    step_images: int,
+) -> None:  # fmt: skip
     if threads:
         torch.set_num_threads(threads)
     where = torch.device(device)
@@ -166,7 +160,7 @@ def main(
         'share': None,
     }
     if config:
-        result['share'] = share_of_step(config, images, where, _decoder_width, repeats)
+        result['share'] = share_of_step(config, step_images, where, repeats)
     path = RESULTS / f'light_stages_{where.type}.json'
     path.write_text(json.dumps(result, indent=2) + '\n')
     print(json.dumps(result, indent=2), path, sep='\n')
