@@ -171,7 +171,10 @@ def _cost_table(sweep: Sweep) -> str:
         for r in cell.values()
     }
     where = ', '.join(sorted(machines)) or 'nothing'
-    note = f'Medians over steps, then over seeds, on {where}. They vary from run to run.'
+    note = (
+        f'Medians over steps, then over seeds, on {where}. They vary from run to run, and compare '
+        'arms only if the machine had nothing else to do.'
+    )
     return f'{note}\n\n{_table(rows, headers)}'
 
 
