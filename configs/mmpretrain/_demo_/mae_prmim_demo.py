@@ -28,7 +28,7 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, end=1, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', begin=1, T_max=9, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', begin=1, T_max=7, convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=10)
-default_hooks = dict(logger=dict(interval=4), checkpoint=dict(interval=5))
+train_cfg = dict(max_epochs=8)
+default_hooks = dict(logger=dict(interval=4), checkpoint=dict(interval=4))
