@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+import pickle
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmpretrain.registry import MODELS
+from mmpretrain.datasets import CIFAR10
+from mmpretrain.registry import DATASETS, MODELS
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
@@ -141,6 +144,21 @@ def test_images_and_labels_are_those_of_the_folder(folder):
     assert dataset.images.dtype == torch.uint8
     assert dataset.images[:, :, 0, 0].tolist() == [[c, n, 7] for c in range(3) for n in range(4)]
     assert dataset.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_mmpretrains_cifar10(tmp_path, monkeypatch):
+    """Files in the format of CIFAR-10's archive, whose checksums are left out of the check."""
+    init_default_scope('mmpretrain')
+    (tmp_path / CIFAR10.base_folder).mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3072), dtype=np.uint8)
+    entry = dict(data=pixels, labels=[0, 1, 2, 0, 1, 2])
+    (tmp_path / CIFAR10.base_folder / 'batch').write_bytes(pickle.dumps(entry))
+    monkeypatch.setattr(CIFAR10, 'train_list', [['batch', None]])
+    monkeypatch.setattr(CIFAR10, 'test_list', [])
+    source = dict(type='CIFAR10', data_root=str(tmp_path), split='train', pipeline=[])
+    dataset = DATASETS.build(dict(type='InMemoryImages', dataset=source))
+    assert torch.equal(dataset.images, torch.from_numpy(pixels).view(6, 3, 32, 32))
+    assert dataset.labels.tolist() == entry['labels']
 
 
 def test_batches_equal_the_ordinary_collation(folder):
