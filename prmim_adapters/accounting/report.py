@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from ..adapters import is_attached
+from ..adapters import ADAPTERS, is_attached
 from .closed_form import predicted_saving
 from .flops import MacCount, count_macs, training_macs
 from .loss_path import Batch, num_images
@@ -95,7 +96,7 @@ class CostReport:
     """Variants of one model, the framework first.
 
     Attributes:
-        model: class name of the framework, ``framework`` with the module that defines it.
+        model: class name of the framework, ``framework`` its name in the registry of adapters.
         inputs: shape of one view (C, H, W).
         batch_size: of the counted batch; a light stage shares work among the images of a batch,
             so that larger ones cost less per image, slightly.
@@ -206,11 +207,20 @@ def compare(
     framework = type(variants[0].model)
     return CostReport(
         model=framework.__name__,
-        framework=f'{framework.__module__}.{framework.__qualname__}',
+        framework=_registered_name(framework),
         inputs=tuple(first.shape[1:]),
         batch_size=num_images(batch),
         costs=[cost_of(variant, batch, optimizer, full=full) for variant in variants],
     )
+
+
+def _registered_name(framework: type) -> str:
+    """The key of its adapter, which may name a package that only imports the class."""
+    for key in ADAPTERS:
+        module, _, name = key.rpartition('.')
+        if getattr(sys.modules.get(module), name, None) in framework.__mro__:
+            return key
+    return f'{framework.__module__}.{framework.__qualname__}'
 
 
 def plot(report: CostReport, path: str | Path) -> None:
