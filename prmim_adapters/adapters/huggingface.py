@@ -13,7 +13,7 @@ Modifications:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,18 @@ from .mae_decoder import decode_present
 from .registry import ADAPTERS
 
 
+Class = TypeVar('Class', bound=type)
+
+
+def saved_as_upstream(cls: Class) -> Class:
+    """Give the class its base's ``__name__``, which ``save_pretrained`` writes as architecture.
+
+    Pickle goes by ``__qualname__``, which stays.
+    """
+    cls.__name__ = cls.__bases__[0].__name__
+    return cls
+
+
 class PRViTMAEDecoder(ViTMAEDecoder):
     """MAE decoder on present tokens only."""
 
@@ -51,6 +63,7 @@ class PRViTMAEDecoder(ViTMAEDecoder):
         return ViTMAEDecoderOutput(logits=logits)
 
 
+@saved_as_upstream
 class PRViTMAEForPreTraining(ViTMAEForPreTraining):
     """MAE with weights for thrown tokens."""
 
@@ -121,6 +134,7 @@ class PRViTModel(ViTModel):
         return output
 
 
+@saved_as_upstream
 class PRViTForMaskedImageModeling(ViTForMaskedImageModeling):
     """SimMIM's loss with weights for thrown tokens."""
 

@@ -28,7 +28,7 @@ from ..core import PartialReconstruction
 from ..core.partition import Grid
 from .base import Adapter
 from .dense import dense_features, fixed_positions
-from .huggingface import reweighted
+from .huggingface import reweighted, saved_as_upstream
 from .registry import ADAPTERS
 from .swin_units import (
     QKVBias,
@@ -70,6 +70,7 @@ class PRSwinModel(SwinModel):
         return SwinModelOutput(last_hidden_state=features)
 
 
+@saved_as_upstream
 class PRSwinForMaskedImageModeling(SwinForMaskedImageModeling):
     """SimMIM's loss with weights for thrown units."""
 
