@@ -90,7 +90,9 @@ def ibot(masked: int) -> tuple[nn.Module, list[torch.Tensor]]:
     from models.vision_transformer import vit_small
 
     backbone = vit_small(return_all_tokens=True, masked_im_modeling=True)
-    student = utils.MultiCropWrapper(backbone, iBOTHead(384, 8192, shared_head=True))
+    head = iBOTHead(384, 8192, shared_head=True)
+    nn.utils.remove_weight_norm(head.last_layer)  # which torch cannot copy, as the counters do
+    student = utils.MultiCropWrapper(backbone, head)
     return StudentCrops(student), [torch.randn(BATCH, 3, 224, 224), masks(masked, 14).bool()]
 
 
