@@ -115,8 +115,13 @@ def step_row(title: str, result: dict | None) -> list[str]:
         value, processor = entry.get(key), entry.get('processor_ratio')
         if value is None:
             return MISSING
-        beside = key == 'time_ratio' and processor is not None
-        return f'{value:.3f}' + (f' (CPU time {processor:.3f})' if beside else '')
+        saved = [(e['memory'] or {}).get('saved') for e in (entry, result['measured'][0])]
+        beside = ''
+        if key == 'time_ratio' and processor is not None:
+            beside = f' (CPU time {processor:.3f})'
+        elif key == 'memory_ratio' and all(saved):
+            beside = f' (saved activations {saved[0] / saved[1]:.3f})'
+        return f'{value:.3f}{beside}'
 
     where, on_cpu = result['environment'], result['settings']['device'] == 'cpu'
     on_cpu = on_cpu or 'cuda' not in where
