@@ -130,6 +130,21 @@ def training_macs(model: nn.Module, batch: Batch) -> TrainingMacs:
     return TrainingMacs(forward, _difference(both, forward))
 
 
+def branch_macs(model: nn.Module, batch: Batch) -> dict[str, float]:
+    """Forward MACs per image of each network pass of a step, products only.
+
+    For models that offer ``branches(inputs, data_samples)``, a dict of functions: iBOT's teacher,
+    student on global crops, student on local crops. Others have none. Arguments as in
+    :func:`count_macs`.
+    """
+    if not hasattr(model, 'branches'):
+        return {}
+    images = num_images(batch)
+    with scratch(model, batch) as (path, views), torch.no_grad():
+        passes = path.model.branches(list(views), batch['data_samples'])
+        return {name: _watched(path, run, images).total for name, run in passes.items()}
+
+
 def _watched(path: LossPath, step: Callable[[], Any], images: int) -> MacCount:
     by_operator, own = watch(path, step)
     inclusive: Counter[str] = Counter()

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..adapters import ADAPTERS, is_attached
 from .closed_form import predicted_saving
-from .flops import MacCount, count_macs, training_macs
+from .flops import MacCount, branch_macs, count_macs, training_macs
 from .loss_path import Batch, num_images
 from .memory import activation_bytes, parameter_bytes
 from .variants import FRAMEWORK, OURS, PLAIN, Variant
@@ -33,6 +33,7 @@ class Cost:
         label: as :attr:`Variant.label`; ``name`` and ``throw_ratio`` are its parts.
         forward: MACs of the forward pass, ``forward_by_module`` those by child of the model.
         aggregation: forward MACs of the light stage, part of ``forward``.
+        branches: forward MACs of each network pass where a step has several (iBOT).
         training: MACs of forward and backward, ``training_by_module`` those by child.
         activations_fused: bytes saved for backward, ``activations_explicit`` with explicit
             attention.
@@ -48,6 +49,7 @@ class Cost:
     aggregation: float
     parameters: int
     optimizer: int
+    branches: dict[str, float] = field(default_factory=dict)
     training: float | None = None
     training_by_module: dict[str, float] = field(default_factory=dict)
     activations_fused: float | None = None
@@ -77,6 +79,7 @@ def cost_of(
         forward=forward.total,
         forward_by_module=forward.top(),
         aggregation=_aggregation(forward),
+        branches=branch_macs(model, batch),
         parameters=size.parameters,
         optimizer=size.optimizer,
         training=training.total if training else None,
@@ -148,6 +151,8 @@ class CostReport:
         for name in self._children('forward_by_module'):
             rows.append(self._parts(f'&nbsp; {name}', 'forward_by_module', name))
         rows.append(self._figures('&nbsp; light stage', lambda c: c.aggregation, 1e9, 4, False))
+        for name in self._children('branches'):
+            rows.append(self._branch(name))
         rows.append(self._figures('training GMACs', lambda c: c.training, 1e9))
         for name in self._children('training_by_module'):
             rows.append(self._parts(f'&nbsp; {name}', 'training_by_module', name))
@@ -168,6 +173,10 @@ class CostReport:
 
     def _parts(self, title: str, attribute: str, name: str) -> str:
         return self._figures(title, lambda c: getattr(c, attribute).get(name), 1e9, 3, False)
+
+    def _branch(self, name: str) -> str:
+        title = f'&nbsp; pass: {name.replace("_", " ")}'
+        return self._figures(title, lambda c: c.branches.get(name), 1e9)
 
     def _figures(
         self,
