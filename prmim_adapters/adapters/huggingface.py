@@ -35,7 +35,6 @@ from .dense import changes_loss, dense_features, weighted_l1
 from .mae_decoder import decode_present
 from .registry import ADAPTERS
 
-
 Class = TypeVar('Class', bound=type)
 
 
