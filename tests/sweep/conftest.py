@@ -2,6 +2,7 @@
 """A sweep of the documented example, a framework of the user's own, on generated images."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,8 @@ def image_folder(tmp_path_factory):
 def prmim_sweep(image_folder):
     """Function (spec as data, name, *flags) -> running ``prmim sweep``, and its --out folder."""
 
+    processes = []
+
     def start(spec, name, *flags):
         path = image_folder / f'{name}.yaml'
         path.write_text(yaml.safe_dump(spec))
@@ -60,6 +63,11 @@ def prmim_sweep(image_folder):
             stderr=subprocess.PIPE,
             text=True,
         )
+        processes.append(process)
         return process, out
 
-    return start
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)  # ends what it started as well
+            process.communicate()

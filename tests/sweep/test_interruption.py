@@ -9,7 +9,7 @@ import time
 import pytest
 
 from prmim_adapters.sweep.processes import end_left_behind, started
-from prmim_adapters.sweep.results import write_json
+from prmim_adapters.sweep.results import read_json, write_json
 
 
 def stable(report):
@@ -27,7 +27,7 @@ def wait_for(condition, seconds):
 @pytest.mark.slow
 def test_killed_twice_the_report_is_that_of_an_uninterrupted_sweep(own_spec, prmim_sweep):
     spec = copy.deepcopy(own_spec)
-    spec['arms'] = {'plain': spec['arms']['plain']}
+    spec['arms'], spec['seeds'] = {'plain': spec['arms']['plain']}, [0]
     process, whole = prmim_sweep(spec, 'whole')
     assert process.wait(timeout=600) == 0
 
@@ -38,10 +38,13 @@ def test_killed_twice_the_report_is_that_of_an_uninterrupted_sweep(own_spec, prm
     process.wait()
     first = out / 'mine' / 'framework' / 'seed0' / 'result.json'
     kept = first.read_bytes(), first.stat().st_mtime_ns
-    assert not (out / 'mine' / 'plain-0.25' / 'seed0' / 'result.json').exists()
-    # ... and once as soon as the third one starts.
+    second = out / 'mine' / 'plain-0.25' / 'seed0'
+    assert not (second / 'result.json').exists()
+    # ... which goes on as an orphan; and once when that point has just begun again.
+    orphan = read_json(second / 'running.json')
     process, _ = prmim_sweep(spec, 'killed')
-    wait_for(lambda: (out / 'mine' / 'framework' / 'seed1' / 'running.json').exists(), 300)
+    wait_for(lambda: read_json(second / 'running.json') not in (None, orphan), 300)
+    assert started(orphan['pid']) != orphan['started']
     process.send_signal(signal.SIGKILL)
     process.wait()
 
