@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -108,12 +107,14 @@ def training_step(
     """
     from mmpretrain.registry import OPTIMIZERS
 
+    from ..openmmlab.compat import make_compilable
+
     model.train()
     inputs = batch['inputs']
     views = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     path = wrap(LossPath(model, batch))
     if timing.compiled:
-        plain_probabilities(model)
+        make_compilable(model)
         path = torch.compile(path)  # type: ignore[assignment]
     trained = [p for p in model.parameters() if p.requires_grad]
     update = OPTIMIZERS.build({**(optimizer or {'type': 'AdamW', 'lr': 1e-4}), 'params': trained})
@@ -129,18 +130,6 @@ def training_step(
         return loss.detach()
 
     return step
-
-
-def plain_probabilities(model: nn.Module) -> None:
-    """Make DropPath's probabilities plain floats, in place.
-
-    mmpretrain takes them from ``numpy.linspace``, and torch.compile breaks the graph at each
-    comparison with a numpy number.
-    """
-    for module in model.modules():
-        probability = getattr(module, 'drop_prob', None)
-        if isinstance(probability, np.floating):
-            module.drop_prob = float(probability)  # type: ignore[assignment]
 
 
 def time_interleaved(
