@@ -42,6 +42,7 @@ class Trial:
         log: file with the losses, below {out}, and the pattern of an epoch's mean loss.
         checkpoint: the last one of a run of one epoch, below {out}.
         images: to train on.
+        finetuning_images: to fine-tune on; iBOT's kNN needs a hundred.
     """
 
     folder: str
@@ -51,6 +52,7 @@ class Trial:
     log: str
     checkpoint: str
     images: int = 32
+    finetuning_images: int = 8
 
 
 SIMMIM = (
@@ -133,6 +135,7 @@ TRIALS = {
         log='log.txt',
         checkpoint='checkpoint.pth',
         images=16,
+        finetuning_images=100,
     ),
 }
 
@@ -230,12 +233,13 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        subset(arguments.data, scratch / 'small', images=8)
         for trial in arguments.only:
             data = scratch / f'data-{trial}'
             subset(arguments.data, data, TRIALS[trial].images)
+            small = scratch / f'small-{trial}'
+            subset(arguments.data, small, TRIALS[trial].finetuning_images)
             upstream = arguments.upstream.resolve()
-            figures = measure(TRIALS[trial], upstream, data, scratch / 'small', scratch)
+            figures = measure(TRIALS[trial], upstream, data, small, scratch)
             results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             results.setdefault('training', {})[trial] = dict(
                 **figures,
