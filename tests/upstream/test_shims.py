@@ -177,7 +177,7 @@ DRIVER = """
     outcomes = {}
     for name, code in json.loads(sys.stdin.read()).items():
         try:
-            exec(textwrap.dedent(code), {})
+            exec(textwrap.dedent(code), {'__name__': '__main__'})
             outcomes[name] = 'works'
         except BaseException:
             outcomes[name] = traceback.format_exc()
