@@ -59,13 +59,20 @@ def scratch(
     The user's model, its buffers (an EMA teacher's too), gradients and the random state stay as
     they were; the same seed gives the same mask in every measurement.
     """
-    clone = copy.deepcopy(model)
+    clone = _copy(model)
     clone.train()
     for parameter in clone.parameters():
         parameter.grad = None
     inputs = batch['inputs']
     with seeded(seed):
         yield LossPath(clone, batch), (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Deep copy; tensors of a past graph that a model holds on to (BEiT's bias) come detached."""
+    held = [v for module in model.modules() for v in vars(module).values()]
+    past = {id(v): v.detach() for v in held if isinstance(v, Tensor) and not v.is_leaf}
+    return copy.deepcopy(model, past)
 
 
 def num_images(batch: Batch) -> int:
