@@ -72,6 +72,7 @@ def test_messages(repository, monkeypatch):
     monkeypatch.delitem(sys.modules, 'their_models')
     with pytest.raises(AttributeError, match=r'their_models\.Theirs, which cannot be imported'):
         classes.find('PRTheirs')
+    monkeypatch.delitem(vars(original_mae), 'PRMaskedAutoencoderViT', raising=False)
     with pytest.raises(AttributeError, match='models_mae'):
         _ = original_mae.PRMaskedAutoencoderViT
 
