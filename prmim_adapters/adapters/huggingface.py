@@ -32,7 +32,7 @@ from ..core import PartialReconstruction, TokenPartition, gather_tokens
 from ..core.partition import Grid
 from .base import Adapter, patch_grid
 from .dense import changes_loss, dense_features, weighted_l1
-from .mae_decoder import decode_present
+from .mae_decoder import decode_in_place
 from .registry import ADAPTERS
 
 Class = TypeVar('Class', bound=type)
@@ -58,7 +58,9 @@ class PRViTMAEDecoder(ViTMAEDecoder):
         """hidden_states (B, 1 + V, C), ids_restore (B, L) -> logits (B, L, D)."""
         if self.partial.num_thrown == 0:
             return super().forward(hidden_states, ids_restore, interpolate_pos_encoding)
-        logits = decode_present(self, self.decoder_layers, self.partial, hidden_states, ids_restore)
+        logits = decode_in_place(
+            self, self.decoder_layers, self.partial, hidden_states, ids_restore
+        )
         return ViTMAEDecoderOutput(logits=logits)
 
 

@@ -12,16 +12,15 @@ Modifications:
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import torch
 from mmpretrain.models import HiViT, MAEPretrainDecoder, MAEPretrainHead, MIMHead
 from torch import Tensor
 
-from ..core import PartialReconstruction, table_rows
+from ..core import PartialReconstruction
 from ..core.partition import Grid
 from .base import Adapter, patch_grid
+from .mae_decoder import decode_supervised
 from .registry import ADAPTERS
 
 
@@ -41,24 +40,7 @@ class PRMAEPretrainDecoder(MAEPretrainDecoder):
         Returns:
             (B, n, D) predictions at the supervised positions: kept, then thrown.
         """
-        prefix, length = self.partial.num_prefix, ids_restore.shape[1]
-        num_visible = x.shape[1] - prefix
-        partition = self.partial.split(ids_restore >= num_visible, length - num_visible)
-        partition = replace(partition, visible=ids_restore.argsort(dim=1)[:, :num_visible])
-        positions = self.decoder_pos_embed[0, 1:]
-        queries = self.mask_token[0] + positions
-
-        x = self.decoder_embed(x)
-        visible = x[:, prefix:] + table_rows(positions, partition.visible)
-        present = [visible, table_rows(queries, partition.kept).to(visible.dtype)]
-        if prefix:
-            present.insert(0, x[:, :prefix] + self.decoder_pos_embed[:, :prefix])
-        x = torch.cat(present, dim=1)
-        for block in self.decoder_blocks:
-            x = block(x)
-        features = self.decoder_norm(x)[:, prefix:]
-        masked = self.partial.reconstruct(partition, features, queries)
-        return self.decoder_pred(masked)
+        return decode_supervised(self, self.decoder_blocks, self.partial, x, ids_restore)
 
 
 class PRMAEPretrainHead(MAEPretrainHead):

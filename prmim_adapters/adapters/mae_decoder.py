@@ -16,42 +16,52 @@ from torch import Tensor, nn
 from ..core import PartialReconstruction, scatter_tokens, table_rows
 
 
-def decode_present(
+def decode_supervised(
     decoder: Any,
     blocks: Iterable[nn.Module],
     partial: PartialReconstruction,
     x: Tensor,
     ids_restore: Tensor,
 ) -> Tensor:
-    """Predict the masked patches, with the blocks on cls + visible + kept tokens only.
+    """Predict the masked patches, with the blocks on prefix + visible + kept tokens only.
 
     Args:
-        decoder: has ``decoder_embed``, ``mask_token``, ``decoder_pos_embed``, ``decoder_norm`` and
-            ``decoder_pred``.
+        decoder: has ``decoder_embed``, ``mask_token``, ``decoder_pos_embed`` (one prefix position,
+            then the grid), ``decoder_norm`` and ``decoder_pred``.
         blocks: its transformer blocks.
-        partial: the shared part.
-        x: (B, 1 + V, C_encoder), latent of cls and the visible tokens in shuffled order.
+        partial: the shared part; ``num_prefix`` is 1 with a cls token, else 0.
+        x: (B, prefix + V, C_encoder), latent of the visible tokens in shuffled order.
         ids_restore: (B, L) int64, rank of each position in that order; ranks from V on are masked.
 
     Returns:
-        (B, L, D): predictions at the supervised positions, zeros elsewhere.
-
-    Raises:
-        ValueError: there are other than L = H * W positions.
+        (B, n, D) predictions at the supervised positions: kept, then thrown.
     """
-    num_visible, length = x.shape[1] - 1, ids_restore.shape[1]
+    prefix, length = partial.num_prefix, ids_restore.shape[1]
+    num_visible = x.shape[1] - prefix
     partition = partial.split(ids_restore >= num_visible, length - num_visible)
     partition = replace(partition, visible=ids_restore.argsort(dim=1)[:, :num_visible])
     positions = decoder.decoder_pos_embed[0, 1:]
     queries = decoder.mask_token[0] + positions
 
     x = decoder.decoder_embed(x)
-    cls = x[:, :1] + decoder.decoder_pos_embed[:, :1]
-    visible = x[:, 1:] + table_rows(positions, partition.visible)
-    kept = table_rows(queries, partition.kept)
-    x = torch.cat((cls, visible, kept.to(visible.dtype)), dim=1)
+    visible = x[:, prefix:] + table_rows(positions, partition.visible)
+    kept = table_rows(queries, partition.kept).to(visible.dtype)
+    first = x[:, :prefix] + decoder.decoder_pos_embed[:, :prefix]  # empty without a cls token
+    x = torch.cat((first, visible, kept), dim=1)
     for block in blocks:
         x = block(x)
-    features = decoder.decoder_norm(x)[:, 1:]
-    predictions = decoder.decoder_pred(partial.reconstruct(partition, features, queries))
-    return scatter_tokens(predictions, partial.supervised(partition), length)
+    features = decoder.decoder_norm(x)[:, prefix:]
+    return decoder.decoder_pred(partial.reconstruct(partition, features, queries))
+
+
+def decode_in_place(
+    decoder: Any,
+    blocks: Iterable[nn.Module],
+    partial: PartialReconstruction,
+    x: Tensor,
+    ids_restore: Tensor,
+) -> Tensor:
+    """:func:`decode_supervised` put at its positions: (B, L, D), zeros elsewhere."""
+    rows = decode_supervised(decoder, blocks, partial, x, ids_restore)
+    assert partial.supervised_index is not None, 'decode_supervised has split'
+    return scatter_tokens(rows, partial.supervised_index, ids_restore.shape[1])

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core import PartialReconstruction
 from ..core.partition import Grid
 from .base import Adapter
-from .mae_decoder import decode_present
+from .mae_decoder import decode_in_place
 from .registry import ADAPTERS
 from .upstream_classes import UpstreamClasses
 
@@ -33,7 +33,7 @@ class MaskedAutoencoderSeam:
         """x (N, 1 + V, C), ids_restore (N, L) int64 -> predictions (N, L, p * p * 3)."""
         if self.partial.num_thrown == 0:
             return super().forward_decoder(x, ids_restore)  # type: ignore[misc]
-        return decode_present(self, self.decoder_blocks, self.partial, x, ids_restore)
+        return decode_in_place(self, self.decoder_blocks, self.partial, x, ids_restore)
 
     def forward_loss(self: Any, imgs: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
         """Upstream's loss: imgs (N, 3, H, W), pred (N, L, D), mask (N, L), 1 = masked."""
