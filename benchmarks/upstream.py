@@ -205,7 +205,7 @@ def measure(trial: Trial, upstream: Path, data: Path, small: Path, scratch: Path
         resumed_epochs=len(trained),
         checkpoint_bytes=saved,
         finetuning_loaded_it=[
-            line.strip()
+            line.strip().replace(str(outputs['half'].parent), '{out}')
             for line in tuned.splitlines()
             if re.search(r'missing_keys|loaded with msg|not used in|not initialized', line)
         ],
