@@ -2,6 +2,7 @@
 """What each process of test_distributed.py does."""
 
 import os
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,8 +24,11 @@ class LossPath(nn.Module):
         return total(self.case.losses(self.model, batch))
 
 
-def train(rank: int, port: int) -> None:
-    """Two steps of every case; gradients must be the same in both processes."""
+def train(rank: int, port: int, folder: str) -> None:
+    """Two steps of every case; gradients must be the same in both processes.
+
+    Leaves a file with the name of each case that passed.
+    """
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group('gloo', rank=rank, world_size=2)
@@ -41,4 +45,5 @@ def train(rank: int, port: int) -> None:
                 ours = [torch.empty_like(parameter.grad) for _ in range(2)]
                 dist.all_gather(ours, parameter.grad.contiguous())
                 assert torch.equal(ours[0], ours[1]), (case.name, name)
+        (Path(folder) / f'{case.name}-{rank}').touch()
     dist.destroy_process_group()
