@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,9 @@ class Case:
         return total(seeded(lambda: self.losses(model, self.batch()), seed))
 
 
+@cache
 def collect() -> list[Case]:
-    """The cases of all frameworks."""
+    """The cases of all frameworks, loaded once: a second load would make other classes."""
     found: list[Case] = []
     for path in sorted((Path(__file__).parent / 'cases').glob('*.py')):
         spec = importlib.util.spec_from_file_location(f'contract_cases_{path.stem}', path)
