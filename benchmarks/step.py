@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / 'results'
 @click.option('--attention', default='fused', type=click.Choice(['fused', 'explicit']))
 @click.option('--compile', 'compiled', is_flag=True)
 @click.option('--threads', default=None, type=int)
-@click.option('--peer/--no-peer', default=True, help='Include the cross-attention decoder (MAE).')
+@click.option('--peer/--no-peer', default=True, help='MAE: cross-attention decoder as well.')
 @click.option('--memory/--no-memory', default=True)
 def main(
     config: str, ratio: float, batch_size: int, steps: int, warmup: int, device: str | None,
@@ -42,11 +42,14 @@ def main(
 ) -> None:  # fmt: skip
     timing = Timing(steps, warmup, precision, compiled, attention)
     settings = Settings(batch_size, device, timing, threads, memory=memory)
-    subjects = config_subjects(config, [ratio]) + ([cross_subject(config)] if peer else [])
-    name = Path(config).stem
-    optimizer = load_config(config).optim_wrapper.optimizer.to_dict()
+    loaded = load_config(config)
+    subjects = config_subjects(config, [ratio])
+    if peer and loaded.model.get('framework', loaded.model).type == 'MAE':
+        subjects.append(cross_subject(config))
+    name, optimizer = Path(config).stem, loaded.optim_wrapper.optimizer.to_dict()
     report = measure(name, subjects, partial(config_batch, config, batch_size), settings, optimizer)
     parts = ['step', name, settings.kind, precision, attention] + ['compiled'] * compiled
+    parts.append(f'b{batch_size}')
     path = RESULTS / ('_'.join(parts) + '.json')
     path.write_text(json.dumps(report.to_dict(), indent=2) + '\n')
     print(f'{report.markdown()}\n\n{path}')

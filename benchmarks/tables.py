@@ -19,14 +19,19 @@ RESULTS = Path(__file__).parent / 'results'
 SAVINGS = Path(__file__).parents[1] / 'prmim_adapters' / 'accounting' / 'savings.json'
 MISSING = 'not measured'
 
-STEPS = {
-    'MAE ViT-B/16, CPU, fp32': 'step_mae_prmim_vitb_cpu_fp32_fused',
-    'SimMIM ViT-B/16, CPU, fp32': 'step_simmim_prmim_vitb_cpu_fp32_fused',
-    'MAE ViT-B/16, GPU, bf16': 'step_mae_prmim_vitb_cuda_bf16_fused',
-    'MAE ViT-B/16, GPU, bf16, explicit attention': 'step_mae_prmim_vitb_cuda_bf16_explicit',
-    'SimMIM ViT-B/16, GPU, bf16': 'step_simmim_prmim_vitb_cuda_bf16_fused',
-}
-"""Rows of the table of measured steps: title to result file."""
+STEPS = [
+    ('MAE ViT-B/16, CPU, fp32', 'step_mae_prmim_vitb_cpu_fp32_fused_b8'),
+    ('MAE ViT-B/16, CPU, fp32', 'step_mae_prmim_vitb_cpu_fp32_fused_b16'),
+    ('SimMIM ViT-B/16, CPU, fp32', 'step_simmim_prmim_vitb_cpu_fp32_fused_b4'),
+    ('SimMIM ViT-B/16, CPU, fp32', 'step_simmim_prmim_vitb_cpu_fp32_fused_b8'),
+    ('MAE ViT-B/16, GPU, bf16', 'step_mae_prmim_vitb_cuda_bf16_fused_b512'),
+    (
+        'MAE ViT-B/16, GPU, bf16, explicit attention',
+        'step_mae_prmim_vitb_cuda_bf16_explicit_b512',
+    ),
+    ('SimMIM ViT-B/16, GPU, bf16', 'step_simmim_prmim_vitb_cuda_bf16_fused_b512'),
+]
+"""Rows of the table of measured steps: title and result file."""
 
 
 def main() -> None:
@@ -102,7 +107,7 @@ def steps() -> str:
     """Measured: step time and peak memory against the framework's."""
     head = ['', 'batch', 'framework, ms', 'plain partial, time', 'PR-MIM, time']
     head += ['cross-attention decoder, time', 'plain partial, memory', 'PR-MIM, memory', 'where']
-    return table(head, [step_row(title, load(name)) for title, name in STEPS.items()])
+    return table(head, [step_row(title, load(name)) for title, name in STEPS])
 
 
 def step_row(title: str, result: dict | None) -> list[str]:

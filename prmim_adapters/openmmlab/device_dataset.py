@@ -109,15 +109,25 @@ class DeviceAugment(SelfSupDataPreprocessor):
             (which draws one set of parameters for the whole batch).
         mask_generator: an mmpretrain mask transform (``SimMIMMaskGenerator``,
             ``BEiTMaskGenerator``) for frameworks that read ``data_samples[i].mask``.
+        batch_augments: what ``ImageClassifier`` passes of its ``train_cfg``; only None is allowed.
         **options: those of ``SelfSupDataPreprocessor``.
+
+    Raises:
+        ValueError: the classifier asks for Mixup, CutMix or the like.
     """
 
     def __init__(
         self,
         augment: Sequence[dict[str, Any]] = (),
         mask_generator: dict[str, Any] | None = None,
+        batch_augments: None = None,
         **options: Any,
     ) -> None:
+        if batch_augments is not None:
+            raise ValueError(
+                f'DeviceAugment cannot mix images: found train_cfg={batch_augments!r} of the '
+                'classifier; remove it, or use ClsDataPreprocessor'
+            )
         super().__init__(**options)
         self.augment = nn.Sequential(*[_build_augmentation(config) for config in augment])
         self.mask_generator = mask_generator and TRANSFORMS.build(mask_generator)

@@ -42,6 +42,7 @@ val_dataloader = dict(
         dataset=dict(**folder, data_prefix='data/cifar10/test'),
     ),
 )
+optim_wrapper = dict(optimizer=dict(lr=4e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=4, begin=1, end=5, convert_to_iter_based=True),
