@@ -128,17 +128,28 @@ class Crops:
 
 
 @torch.no_grad()
-def accuracy(backbone: nn.Module, data: Data) -> float:
-    """Weighted kNN accuracy on the test images in per cent; every fifth training image votes."""
+def accuracy(backbone: nn.Module, data: Data) -> dict[str, float]:
+    """Weighted kNN accuracy on the test images in per cent; every fifth training image votes.
+
+    Of the class token, and of the average over the patches.
+    """
     backbone.eval()
-    train = (data.train[0][::5], data.train[1][::5])
-    features = [
-        torch.cat([pool_features(backbone, (part - MEAN) / STD) for part in images.split(256)])
-        for images, _ in (train, data.test)
-    ]
+    train, labels = data.train[0][::5], data.train[1][::5]
+    found = {}
+    for name, class_token in dict(cls=True, patches=False).items():
+        voting, asked = (
+            torch.cat(
+                [
+                    pool_features(backbone, (part - MEAN) / STD, class_token)
+                    for part in images.split(256)
+                ]
+            )
+            for images in (train, data.test[0])
+        )
+        predicted = knn_classify(voting, labels, asked, num_classes=10)
+        found[name] = round(100 * (predicted == data.test[1]).double().mean().item(), 2)
     backbone.train()
-    predicted = knn_classify(features[0], train[1], features[1], num_classes=10)
-    return 100 * (predicted == data.test[1]).double().mean().item()
+    return found
 
 
 def rate_at(step: int, steps: int) -> float:
@@ -169,9 +180,9 @@ def run(throw_ratio: float, seed: int, steps: int, rate: float, data: Data) -> d
         throw_ratio=throw_ratio,
         seed=seed,
         steps=steps,
-        knn_untrained=round(start, 2),
-        knn_student=round(accuracy(model.backbone, data), 2),
-        knn_teacher=round(accuracy(model.teacher.module.backbone, data), 2),
+        knn_untrained=start,
+        knn_student=accuracy(model.backbone, data),
+        knn_teacher=accuracy(model.teacher.module.backbone, data),
         cpu_seconds=round(time.process_time() - began, 1),
         **{name: round(float(value), 4) for name, value in log.items()},
     )
@@ -200,7 +211,11 @@ def main() -> None:
 
 def add(path: Path, result: dict) -> None:
     """Add a result to the file, in the place of an older one of the same method and seed."""
-    found = json.loads(path.read_text()) if path.exists() else dict(environment=environment(torch.device('cpu')))
+    found = (
+        json.loads(path.read_text())
+        if path.exists()
+        else dict(environment=environment(torch.device('cpu')))
+    )
     runs = {(run['seed'], run['throw_ratio']): run for run in [*found.get('runs', []), result]}
     found['runs'] = [runs[key] for key in sorted(runs)]
     path.write_text(json.dumps(found, indent=1) + '\n')

@@ -187,11 +187,34 @@ def sampling() -> str:
     return table(head, rows)
 
 
+def ibot_cifar10() -> str:
+    """Measured: kNN accuracy of a small iBOT, of class token / average over patches."""
+
+    def accuracies(found: dict[str, float]) -> str:
+        return f'{found["cls"]:.1f} / {found["patches"]:.1f}'
+
+    head = ['', 'seed', 'kNN, untrained', 'kNN, student', 'kNN, teacher']
+    head += ['teacher entropy, class', 'teacher entropy, patches', 'CPU seconds']
+    found = load('ibot_cifar10') or {'runs': []}
+    rows = [
+        [
+            f'PR-MIM, {run["throw_ratio"]:g} thrown' if run['throw_ratio'] else 'iBOT',
+            str(run['seed']),
+            *(accuracies(run[f'knn_{key}']) for key in ('untrained', 'student', 'teacher')),
+            *(f'{run[key]:.2f}' for key in ('teacher_entropy', 'teacher_patch_entropy')),
+            f'{run["cpu_seconds"]:.0f}',
+        ]
+        for run in sorted(found['runs'], key=lambda run: run['throw_ratio'])
+    ]
+    return table(head, rows or [[MISSING] * len(head)])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     'costs': costs,
     'steps': steps,
     'light_stages': light_stages,
     'sampling': sampling,
+    'ibot_cifar10': ibot_cifar10,
 }
 
 

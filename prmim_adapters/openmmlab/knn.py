@@ -70,32 +70,49 @@ def knn_classify(
     return torch.cat(predictions)
 
 
-def pool_features(backbone: nn.Module, images: Tensor) -> Tensor:
-    """Average-pooled output of an mmpretrain backbone on whole images, without any mask.
+def pool_features(backbone: nn.Module, images: Tensor, class_token: bool = False) -> Tensor:
+    """One feature per whole image from an mmpretrain backbone, without any mask.
 
     Args:
         backbone: Backbone of a classifier or of a self-supervised algorithm. One whose ``forward``
             has a ``mask`` argument is called with ``mask=None``, which every masked backbone of
             mmpretrain takes as "no masking".
         images: (B, 3, H, W), normalised.
+        class_token: The class token, as DINO and iBOT evaluate theirs, in place of the average
+            over the patches (without class and register tokens).
 
     Returns:
-        Tensor: (B, C). Class and register tokens are left out of the average.
+        Tensor: (B, C).
+
+    Raises:
+        ValueError: A class token is asked of a backbone that gives none.
     """
     masked = 'mask' in inspect.signature(backbone.forward).parameters
     features = backbone(images, mask=None) if masked else backbone(images)
     if isinstance(features, (tuple, list)):
         features = features[-1]
+    prefix = getattr(backbone, 'num_extra_tokens', 0)
+    if class_token:
+        if features.dim() != 3 or not prefix:
+            raise ValueError(
+                f'class_token=True, but the output {tuple(features.shape)} of '
+                f'{type(backbone).__name__} has no class token: leave class_token out to evaluate '
+                'the average over the patches'
+            )
+        return features[:, 0]
     if features.dim() == 4:
         return features.mean(dim=(2, 3))
     if features.dim() == 3:
-        return features[:, getattr(backbone, 'num_extra_tokens', 0) :].mean(dim=1)
+        return features[:, prefix:].mean(dim=1)
     return features
 
 
 @torch.no_grad()
 def extract_features(
-    model: nn.Module, dataloader: Iterable, backbone: str = 'backbone'
+    model: nn.Module,
+    dataloader: Iterable,
+    backbone: str = 'backbone',
+    class_token: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Frozen features and labels of every image of a data loader, in its order.
 
@@ -105,6 +122,7 @@ def extract_features(
             ``gt_label``, collated by mmengine's ``default_collate``.
         backbone: Dotted path of the network to evaluate inside ``model``, such as
             ``'teacher.module.backbone'`` for an algorithm whose teacher is the better encoder.
+        class_token: See :func:`pool_features`.
 
     Returns:
         tuple: features (N, C) float32 and labels (N,) int64, on the CPU.
@@ -116,7 +134,7 @@ def extract_features(
     try:
         for batch in dataloader:
             batch = model.data_preprocessor(batch, False)
-            features.append(pool_features(network, batch['inputs']).float().cpu())
+            features.append(pool_features(network, batch['inputs'], class_token).float().cpu())
             labels += [int(sample.gt_label) for sample in batch['data_samples']]
     finally:
         # Module by module: frozen stages may be in evaluation mode while the rest trains.
@@ -139,7 +157,7 @@ class KNNHook(Hook):
         interval: Evaluate every so many epochs, and after the last one.
         at_start: Evaluate before training too: what the untrained network reaches.
         k, temperature: See :func:`knn_classify`.
-        backbone: See :func:`extract_features`.
+        backbone, class_token: See :func:`extract_features`.
     """
 
     priority = 'LOW'
@@ -154,8 +172,10 @@ class KNNHook(Hook):
         temperature: float = 0.07,
         backbone: str = 'backbone',
         at_start: bool = False,
+        class_token: bool = False,
     ) -> None:
         self.at_start = at_start
+        self.class_token = class_token
         self.dataloaders = [train_dataloader, test_dataloader]
         self.num_classes = num_classes
         self.interval = interval
@@ -188,7 +208,10 @@ class KNNHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         loaders: list[Any] = self.dataloaders
         (train, train_labels), (test, test_labels) = (
-            self._gather(*extract_features(model, loader, self.backbone), len(loader.dataset))
+            self._gather(
+                *extract_features(model, loader, self.backbone, self.class_token),
+                len(loader.dataset),
+            )
             for loader in loaders
         )
         accuracy = torch.zeros(1, device=next(model.parameters()).device)

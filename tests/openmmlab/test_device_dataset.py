@@ -233,3 +233,36 @@ def test_unknown_names_are_refused():
         MODELS.build(dict(type='mmpretrain.DeviceAugment', augment=[dict(type='Sharpen2')]))
     with pytest.raises(ValueError, match="interpolation 'nearest'"):
         BatchRandomResizedCrop(size=8, interpolation='nearest')
+
+
+def classifier(**preprocessor):
+    torch.manual_seed(0)
+    return MODELS.build(
+        dict(
+            type='mmpretrain.ImageClassifier',
+            backbone=dict(
+                type='VisionTransformer',
+                arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32),
+                img_size=20,
+                patch_size=5,
+            ),
+            head=dict(type='LinearClsHead', num_classes=3, in_channels=16),
+            data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3, to_rgb=True, **preprocessor),
+        )
+    )
+
+
+def test_classifier_takes_the_same_images_as_from_files(folder):
+    batch = next(iter(loader_of(folder_dataset(folder), collate_fn=dict(type='ready_batch'))))
+    losses = []
+    for kind in ('DeviceAugment', 'ClsDataPreprocessor'):
+        model = classifier(type=f'mmpretrain.{kind}').eval()
+        data = model.data_preprocessor(batch, training=True)
+        losses.append(model(**data, mode='loss')['loss'])
+    assert losses[0] == losses[1]
+    assert losses[0] > 0
+
+
+def test_mixing_of_images_is_refused():
+    with pytest.raises(ValueError, match='DeviceAugment cannot mix images'):
+        MODELS.build(dict(type='mmpretrain.DeviceAugment', batch_augments=dict(type='Mixup')))
