@@ -158,6 +158,22 @@ def test_features_are_the_average_over_unmasked_tokens(name):
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
 
 
+def test_class_token_on_request():
+    model = algorithm('MAE').eval()
+
+    features, _ = extract_features(model, batches([2]), class_token=True)
+
+    images = (next(iter(batches([2])))['inputs'].flip(1).float() - 120.0) / 60.0
+    with torch.no_grad():
+        expected = model.backbone(images, None)[0][:, 0]
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+
+
+def test_class_token_of_a_backbone_without_one_is_an_error():
+    with pytest.raises(ValueError, match='SimMIMSwinTransformer has no class token'):
+        extract_features(algorithm('SimMIM'), batches([2]), class_token=True)
+
+
 def test_features_of_another_branch_by_its_path():
     model = algorithm('MAE')
     model.teacher = torch.nn.ModuleDict(dict(backbone=algorithm('MAE').backbone))
