@@ -15,7 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from prmim_adapters.sweep.statistics import paired_difference
+
 RESULTS = Path(__file__).parent / 'results'
+EVIDENCE = Path(__file__).parents[1] / 'docs' / 'evidence'
 SAVINGS = Path(__file__).parents[1] / 'prmim_adapters' / 'accounting' / 'savings.json'
 MISSING = 'not measured'
 
@@ -190,7 +193,7 @@ def sampling() -> str:
 def ibot_cifar10() -> str:
     """Measured: kNN accuracy of a small iBOT, of class token / average over patches."""
 
-    def accuracies(found: dict[str, float]) -> str:
+    def pair(found: dict[str, float]) -> str:
         return f'{found["cls"]:.1f} / {found["patches"]:.1f}'
 
     head = ['', 'seed', 'kNN, untrained', 'kNN, student', 'kNN, teacher']
@@ -200,7 +203,7 @@ def ibot_cifar10() -> str:
         [
             f'PR-MIM, {run["throw_ratio"]:g} thrown' if run['throw_ratio'] else 'iBOT',
             str(run['seed']),
-            *(accuracies(run[f'knn_{key}']) for key in ('untrained', 'student', 'teacher')),
+            *(pair(run[f'knn_{key}']) for key in ('untrained', 'student', 'teacher')),
             *(f'{run[key]:.2f}' for key in ('teacher_entropy', 'teacher_patch_entropy')),
             f'{run["cpu_seconds"]:.0f}',
         ]
@@ -209,12 +212,67 @@ def ibot_cifar10() -> str:
     return table(head, rows or [[MISSING] * len(head)])
 
 
+STUDIES = {'first study': 'cifar10_mae_cpu', 'fresh seeds': 'cifar10_mae_cpu_finetune'}
+"""Two sweeps of the same runs on different seeds: column to folder in docs/evidence."""
+
+Accuracies = dict[str, dict[str, dict[int, float]]]
+"""Arm to metric to seed to accuracy in per cent."""
+
+METRICS = {'knn': 'kNN', 'linear': 'linear probe', 'finetune': 'fine-tuning'}
+
+COMPARISONS = [
+    ('PR-MIM, 0.5', 'cross_attention-0.50', 'MAE', 'framework'),
+    ('plain, 0.5', 'plain-0.50', 'MAE', 'framework'),
+    ('PR-MIM, 0.5', 'cross_attention-0.50', 'plain, 0.5', 'plain-0.50'),
+    ('PR-MIM, 0.7', 'cross_attention-0.70', 'MAE', 'framework'),
+    ('plain, 0.7', 'plain-0.70', 'MAE', 'framework'),
+    ('PR-MIM, 0.7', 'cross_attention-0.70', 'plain, 0.7', 'plain-0.70'),
+]
+
+
+def evidence() -> str:
+    """Measured: paired differences of accuracy, by study and over the seeds of both."""
+    columns = {title: accuracies(EVIDENCE / folder / 'mae') for title, folder in STUDIES.items()}
+    columns['both'] = merged(list(columns.values()))
+    rows = []
+    for this_title, this, other_title, other in COMPARISONS:
+        for metric, metric_title in METRICS.items():
+            found = [
+                paired_difference(c.get(this, {}).get(metric, {}), c.get(other, {}).get(metric, {}))
+                for c in columns.values()
+            ]
+            cells = [MISSING if d is None else f'{d} ({d.seeds} seeds)' for d in found]
+            rows.append([f'{this_title} - {other_title}', metric_title, *cells])
+    return table(['points', '', *columns], rows)
+
+
+def merged(studies: list[Accuracies]) -> Accuracies:
+    """The seeds of all studies together."""
+    result: Accuracies = {}
+    for arm, values in ((arm, values) for study in studies for arm, values in study.items()):
+        for metric, seeds in values.items():
+            result.setdefault(arm, {}).setdefault(metric, {}).update(seeds)
+    return result
+
+
+def accuracies(folder: Path) -> Accuracies:
+    """Results of one framework of a sweep."""
+    found: Accuracies = {}
+    for path in sorted(folder.glob('*/seed*/result.json')):
+        arm = found.setdefault(path.parts[-3], {metric: {} for metric in METRICS})
+        accuracy = json.loads(path.read_text())['accuracy']
+        for metric in METRICS.keys() & accuracy.keys():
+            arm[metric][int(path.parts[-2].removeprefix('seed'))] = accuracy[metric]
+    return found
+
+
 TABLES: dict[str, Callable[[], str]] = {
     'costs': costs,
     'steps': steps,
     'light_stages': light_stages,
     'sampling': sampling,
     'ibot_cifar10': ibot_cifar10,
+    'evidence': evidence,
 }
 
 
