@@ -14,6 +14,8 @@ EVIDENCE = ROOT / 'docs' / 'evidence'
     ('spec', 'folder'),
     [
         (ROOT / 'sweeps' / 'cifar10_mae_cpu.yaml', 'cifar10_mae_cpu'),
+        (ROOT / 'sweeps' / 'cifar10_mae_cpu_finetune.yaml', 'cifar10_mae_cpu_finetune'),
+        (ROOT / 'sweeps' / 'ablation_cpu.yaml', 'ablation_cpu'),
         (EVIDENCE / 'untrained' / 'spec.yaml', 'untrained'),
     ],
 )
