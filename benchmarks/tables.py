@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from prmim_adapters.sweep.statistics import paired_difference
@@ -246,6 +247,30 @@ def evidence() -> str:
     return table(['points', '', *columns], rows)
 
 
+VARIANTS = {
+    'default': 'default',
+    'random': 'tokens kept at random',
+    'wide': 'attention four times as wide',
+    'nearest': 'local stage, 6 nearest tokens',
+    'stop_gradient': 'no gradient from thrown tokens',
+    'plain': 'plain partial reconstruction',
+}
+"""Arms of sweeps/ablation_cpu.yaml."""
+
+
+def ablation() -> str:
+    """Measured: mean accuracy of the variants at ratio 0.5 / 0.7."""
+    found = accuracies(EVIDENCE / 'ablation_cpu' / 'mae')
+    metrics = ['knn', 'linear']
+
+    def means(arm: str, metric: str) -> str:
+        cells = [found.get(f'{arm}-{ratio}', {}).get(metric, {}) for ratio in ('0.50', '0.70')]
+        return ' / '.join(f'{mean(c.values()):.1f}' if c else MISSING for c in cells)
+
+    rows = [[title, *(means(arm, metric) for metric in metrics)] for arm, title in VARIANTS.items()]
+    return table(['', *(METRICS[metric] for metric in metrics)], rows)
+
+
 def merged(studies: list[Accuracies]) -> Accuracies:
     """The seeds of all studies together."""
     result: Accuracies = {}
@@ -273,6 +298,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'sampling': sampling,
     'ibot_cifar10': ibot_cifar10,
     'evidence': evidence,
+    'ablation': ablation,
 }
 
 

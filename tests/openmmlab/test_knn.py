@@ -205,38 +205,52 @@ class Blobs(torch.utils.data.Dataset):
         return dict(inputs=image, data_samples=DataSample().set_gt_label(index % 2))
 
 
-def test_hook_logs_the_accuracy_at_the_start_at_the_interval_and_at_the_end(tmp_path):
-    loader = dict(
+def blobs():
+    return dict(
         batch_size=4,
         dataset=Blobs(),
         sampler=dict(type='DefaultSampler', shuffle=False),
         collate_fn=default_collate,
     )
+
+
+def runner_with(hook, model, folder):
+    return Runner(
+        model=model,
+        work_dir=str(folder),
+        train_dataloader=blobs(),
+        train_cfg=dict(by_epoch=True, max_epochs=3),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+        custom_hooks=[hook],
+        default_hooks=dict(checkpoint=None),
+        default_scope='mmpretrain',
+        experiment_name=folder.name,
+        log_level='ERROR',
+    )
+
+
+def test_hook_logs_the_accuracy_at_the_start_at_the_interval_and_at_the_end(tmp_path):
     seen = []
 
     class Watch(KNNHook):
         def evaluate(self, runner):
             seen.append((runner.epoch, super().evaluate(runner)))
 
+    loader = blobs()
     hook = Watch(loader, loader, num_classes=2, interval=2, k=3, at_start=True)
     model = algorithm('MAE')
-    runner = Runner(
-        model=model,
-        work_dir=str(tmp_path),
-        train_dataloader=loader,
-        train_cfg=dict(by_epoch=True, max_epochs=3),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
-        custom_hooks=[hook],
-        default_hooks=dict(checkpoint=None),
-        default_scope='mmpretrain',
-        experiment_name=tmp_path.name,
-        log_level='ERROR',
-    )
+    runner = runner_with(hook, model, tmp_path)
     runner.train()
 
     assert seen == [(0, 100.0), (1, 100.0), (2, 100.0)]
     assert runner.message_hub.get_scalar('val/knn_top1').current() == 100.0
     assert model.training
+
+
+def test_hook_asks_for_the_class_token(tmp_path):
+    hook = KNNHook(blobs(), blobs(), num_classes=2, k=3, at_start=True, class_token=True)
+    with pytest.raises(ValueError, match='has no class token'):
+        runner_with(hook, algorithm('SimMIM'), tmp_path).train()
 
 
 def test_hook_is_registered_for_configs():
