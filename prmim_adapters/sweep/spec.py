@@ -2,7 +2,8 @@
 """The specification of a sweep: a YAML file, checked as it is read.
 
 A sweep is the product frameworks x arms x throw ratios x seeds. Every point of it is one ordinary
-``mim train`` run. See ``docs/sweep.md`` for a commented example.
+``mim train`` run. Specs inherit as mmengine's configs do (``_base_``, ``_delete_``). See
+``docs/sweep.md`` for a commented example.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mmengine.config import Config
 
 #: The arm that is the framework itself, without partial reconstruction.
 FRAMEWORK_ARM = 'framework'
@@ -172,17 +174,17 @@ class Spec:
 
 
 def load_spec(path: str | Path) -> Spec:
-    """Read and check a spec.
+    """Read and check a spec, merged into the ones that its ``_base_`` names.
 
     Raises:
-        SpecError: unknown or missing key, wrong type, empty axis, ratio out of range.
+        SpecError: not YAML, unknown or missing key, wrong type, empty axis, ratio out of range.
         FileNotFoundError: no such file.
     """
     path = Path(path)
-    data = yaml.safe_load(path.read_text())
-    if not isinstance(data, dict):
-        raise SpecError(f'{path}: expected a mapping of keys, found {type(data).__name__}')
-    data = dict(data)
+    try:
+        data = Config.fromfile(path).to_dict()
+    except (yaml.YAMLError, AttributeError) as error:  # the latter: no mapping
+        raise SpecError(f'{path}: expected YAML with a mapping of keys: {error}') from None
     data['frameworks'] = _named(Framework, data.get('frameworks'), 'frameworks')
     data['transfers'] = _named(Transfer, data.get('transfers') or {}, 'transfers')
     data['evaluation'] = _part(Evaluation, data.get('evaluation'), 'evaluation')

@@ -59,6 +59,31 @@ def test_defaults_are_no_part_of_the_identity(load):
     assert load(minimal(evaluation=dict(evaluation, k=10))).settings(point) != first
 
 
+def test_specs_inherit_as_configs_do(load, tmp_path):
+    load(minimal(options=dict(train_cfg=dict(max_epochs=3), hook=dict(interval=1, last=False))))
+    child = """
+        _base_: spec.yaml
+        seeds: [5]
+        arms: {_delete_: true, near: {aggregator: nearest}}
+        options: {train_cfg: {val_begin: 2}, hook: {_delete_: true, interval: 4}}
+    """
+    (tmp_path / 'child.yaml').write_text(child)
+    spec = load_spec(tmp_path / 'child.yaml')
+    assert spec.arms == {'near': {'aggregator': 'nearest'}}
+    assert spec.options == {
+        'train_cfg': {'max_epochs': 3, 'val_begin': 2},
+        'hook': {'interval': 4},
+    }
+    assert (spec.seeds, spec.ratios) == ((5,), (0.5, 0.7))
+
+
+@pytest.mark.parametrize('text', ['- a list', 'seeds: [1', ''])
+def test_what_is_no_mapping_is_named(tmp_path, text):
+    (tmp_path / 'spec.yaml').write_text(text)
+    with pytest.raises(SpecError, match=r'spec\.yaml: expected YAML with a mapping of keys'):
+        load_spec(tmp_path / 'spec.yaml')
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
