@@ -28,5 +28,6 @@ param_scheduler = [
 custom_hooks = [
     dict(type='TeacherTempHook', cls=(0.04, 0.07), patch=(0.04, 0.07), warmup_epochs=50),
     dict(type='FreezeLastLayerHook', epochs=3),
-    dict(type='ClipEachGradHook', max_norm=0.3)]
+    dict(type='ClipEachGradHook', max_norm=0.3),
+    dict(type='CostHook')]
 train_cfg = dict(max_epochs=400)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 Batch = dict[str, Any]
@@ -57,14 +58,15 @@ def scratch(
     """A copy of the model in training mode, as a :class:`LossPath`, and its input views.
 
     The user's model, its buffers (an EMA teacher's too), gradients and the random state stay as
-    they were; the same seed gives the same mask in every measurement.
+    they were; the same seed gives the same mask in every measurement. The copy is of this process
+    alone: what it reduces over all processes (iBOT's centres, SyncBN) stays here.
     """
     clone = _copy(model)
     clone.train()
     for parameter in clone.parameters():
         parameter.grad = None
     inputs = batch['inputs']
-    with seeded(seed):
+    with seeded(seed), without_process_group():
         yield LossPath(clone, batch), (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
@@ -79,6 +81,20 @@ def num_images(batch: Batch) -> int:
     """B."""
     inputs = batch['inputs']
     return len(inputs if isinstance(inputs, Tensor) else inputs[0])
+
+
+@contextmanager
+def without_process_group() -> Iterator[None]:
+    """Inside the block torch.distributed is not initialised; other processes go on unheard."""
+    world = dist.group.WORLD if dist.is_available() else None
+    if world is None:
+        yield
+        return
+    dist.group.WORLD = None
+    try:
+        yield
+    finally:
+        dist.group.WORLD = world
 
 
 @contextmanager

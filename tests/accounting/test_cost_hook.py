@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
+from torch.multiprocessing import start_processes
 from torch.utils.data import Dataset
 
 from prmim_adapters.accounting.cost_hook import CostHook
@@ -120,6 +125,88 @@ def test_a_loss_that_is_not_finite_is_refused(runner):
 def test_batch_size_is_checked():
     with pytest.raises(ValueError, match='batch_size=1 must be at least 2'):
         CostHook(batch_size=1)
+
+
+IBOT = {
+    'type': 'PRMIM',
+    'throw_ratio': 0.5,
+    'max_masked_share': 0.75,
+    'framework': {
+        'type': 'IBOT',
+        'data_preprocessor': {'type': 'SelfSupDataPreprocessor', 'mean': [0] * 3, 'std': [1] * 3},
+        'backbone': {
+            'type': 'IBOTViT',
+            'arch': MODEL['framework']['backbone']['arch'],
+            'img_size': 32,
+            'patch_size': 8,
+        },
+        'neck': {
+            'type': 'IBOTNeck',
+            'in_channels': 32,
+            'hidden_channels': 32,
+            'bottleneck_channels': 16,
+            'out_channels': 24,
+        },
+        'head': {'type': 'IBOTHead', 'out_channels': 24},
+        'base_momentum': 0.1,
+    },
+}
+
+
+class Views(Dataset):
+    """Two global views, 11 of their 16 patches masked."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        mask = torch.arange(16).view(4, 4).expand(2, 4, 4) < 11
+        views = [torch.rand(3, 32, 32) for _ in range(2)]
+        return {'inputs': views, 'data_samples': DataSample().set_mask(mask)}
+
+
+def train_ibot(rank, port, path):
+    """One of two processes; a reduction that the other does not take part in ends in an error."""
+    import prmim_adapters.openmmlab  # noqa: F401
+
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    init_default_scope('mmpretrain')
+    runner = Runner(
+        model=IBOT,
+        work_dir=str(path),
+        launcher='pytorch',
+        cfg={'model_wrapper_cfg': {'type': 'MMDistributedDataParallel', 'device_ids': None}},
+        train_dataloader={
+            'dataset': Views(),
+            'batch_size': 1,
+            'sampler': {'type': 'DefaultSampler', 'shuffle': True},
+            'collate_fn': {'type': 'default_collate'},
+        },
+        train_cfg={'by_epoch': False, 'max_iters': 2},
+        optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.1}},
+        default_hooks={'logger': {'type': 'LoggerHook', 'interval': 1}, 'checkpoint': None},
+        custom_hooks=[CostHook()],
+        default_scope='mmpretrain',
+        experiment_name='ibot',
+        randomness={'seed': 0},
+    )
+    runner.train()
+    torch.save(runner.model.module.head.center, f'{path}/{rank}.pth')
+    dist.destroy_process_group()
+
+
+def test_losses_that_reduce_over_processes_train_on(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    start_processes(train_ibot, args=(port, tmp_path), nprocs=2, start_method='fork')
+    centers = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
+    assert centers[0].abs().sum() > 0
+    assert torch.equal(*centers)
+    assert len(list(tmp_path.rglob('cost.json'))) == 1
 
 
 @AGGREGATORS.register_module('uncountable')
