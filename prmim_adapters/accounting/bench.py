@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,9 @@ from .loss_path import Batch, seeded
 from .peak import PeakMemory, peak_memory
 from .throughput import Times, Timing, time_interleaved, training_step
 from .variants import FRAMEWORK, OURS, PLAIN, build_variant, load_config, own_ratio
+
+MOST_COMPILED = 8
+"""Models that one compiled function is specialised for; torch's default recompile limit."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,13 @@ class Settings:
     threads: int | None = None
     processes: int = 1
     memory: bool = True
+
+    def __post_init__(self) -> None:
+        if self.device not in (None, 'cpu', 'cuda'):
+            raise ValueError(
+                f"device={self.device!r}: allowed are 'cpu' and 'cuda'; CUDA_VISIBLE_DEVICES "
+                'chooses among GPUs'
+            )
 
     @property
     def kind(self) -> str:
@@ -173,7 +184,15 @@ def measure(
         batch: model to batch, on the model's device; picklable.
         settings: how.
         optimizer: mmengine config; AdamW by default.
+
+    Raises:
+        ValueError: more models to compile than torch keeps apart.
     """
+    if settings.timing.compiled and len(subjects) > MOST_COMPILED:
+        raise ValueError(
+            f'{len(subjects)} models to compile: torch.compile would leave some of them uncompiled; '
+            f'measure at most {MOST_COMPILED} at a time (three throw ratios)'
+        )
     arguments = (list(subjects), batch, settings, optimizer)
     if settings.processes == 1:
         times, where = _time(0, *arguments)
@@ -181,6 +200,9 @@ def measure(
         times, where = _time_distributed(*arguments)
     peaks: list[PeakMemory | None] = [None] * len(subjects)
     if settings.memory:
+        gc.collect()
+        gc.collect()
+        torch.cuda.empty_cache()  # what the timed models held is for the processes to come
         peaks = [
             peak_memory(s.build, batch, settings.timing, settings.kind, optimizer, settings.threads)
             for s in subjects

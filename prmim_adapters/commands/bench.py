@@ -16,7 +16,9 @@ import click
 @click.option('--batch-size', default=8, show_default=True, type=click.IntRange(min=1))
 @click.option('--steps', default=10, show_default=True, type=click.IntRange(min=3))
 @click.option('--warmup', default=2, show_default=True, type=click.IntRange(min=0))
-@click.option('--device', default=None, help='cuda if there is one, else cpu.')
+@click.option(
+    '--device', type=click.Choice(['cpu', 'cuda']), help='cuda if there is one, else cpu.'
+)
 @click.option(
     '--precision', default='fp32', show_default=True, type=click.Choice(['fp32', 'bf16'])
 )

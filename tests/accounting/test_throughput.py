@@ -117,6 +117,15 @@ def test_report():
     assert lines[-1] == 'Data loading per batch: not measured.'
 
 
+def test_devices_and_numbers_that_cannot_be_measured():
+    with pytest.raises(ValueError, match="device='cuda:1': allowed are 'cpu' and 'cuda'"):
+        Settings(device='cuda:1')
+    nine = [Subject(str(width), Build(width)) for width in range(1, 10)]
+    compiled = Settings(4, 'cpu', Timing(compiled=True))
+    with pytest.raises(ValueError, match=r'9 models to compile.*measure at most 8 at a time'):
+        measure('Net', nine, batch_for, compiled)
+
+
 def test_two_processes():
     subjects = [Subject('wide', Build(64)), Subject('narrow', Build(8))]
     settings = Settings(256, 'cpu', Timing(2, 1), threads=1, processes=2, memory=False)
