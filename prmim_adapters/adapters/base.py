@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import nn
 
 from ..core import PartialReconstruction
@@ -221,17 +222,21 @@ def _build(
     return PartialReconstruction(
         throw_ratio,
         grid,
-        _build_sampler(sampler),
+        _build_sampler(sampler, grid),
         [_build_aggregator(s, adapter, model) for s in stages if s is not None],
         num_prefix=adapter.num_prefix(model),
         **options,
     )
 
 
-def _build_sampler(spec: Spec) -> Sampler:
+def _build_sampler(spec: Spec, grid: Grid) -> Sampler:
     name, options = _name_and_options('sampler', spec)
     function = SAMPLERS.get(name)
-    return functools.partial(function, **options) if options else function
+    sampler = functools.partial(function, **options) if options else function
+    # a wrong option shows here rather than in the first step; the global random state stays
+    mask = torch.ones(1, math.prod(grid), dtype=torch.bool, device='cpu')
+    sampler(mask, 1, grid, torch.Generator())
+    return sampler
 
 
 def _build_aggregator(spec: Any, adapter: type[Adapter], model: nn.Module) -> nn.Module:

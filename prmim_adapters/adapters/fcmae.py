@@ -18,15 +18,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmpretrain.models import MAEPretrainHead
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import PartialReconstruction
 from ..core.partition import Grid
 from ..frameworks.fcmae import FCMAE, FCMAEPretrainDecoder, masked_units
 from ..frameworks.packed_convnext import packed_convnext_block
-from ..frameworks.packed_ops import PackedLayout
+from ..frameworks.packed_ops import PackedLayout, packed_pointwise
 from .base import Adapter
 from .dense import fixed_positions
 from .mae import PRMAEPretrainHead
@@ -52,19 +51,14 @@ class PRFCMAEPretrainDecoder(FCMAEPretrainDecoder):
         length = grid[0] * grid[1]
         partition = self.partial.split(masked_units(visible, length), length - visible.shape[1])
 
-        seen = _pointwise(self.proj, PackedLayout.of_units(partition.visible, grid).gather(x))
+        seen = packed_pointwise(self.proj, PackedLayout.of_units(partition.visible, grid).gather(x))
         token = self.mask_token.flatten()
         tokens = torch.cat((seen, token.to(seen.dtype).expand(*partition.kept.shape, -1)), dim=1)
         layout = PackedLayout.of_units(partition.present, grid)
         for block in self.decoder:
             tokens = packed_convnext_block(block, tokens, layout)
         queries = token + fixed_positions(grid, len(token), token.dtype, token.device)
-        return _pointwise(self.pred, self.partial.reconstruct(partition, tokens, queries))
-
-
-def _pointwise(conv: nn.Conv2d, tokens: Tensor) -> Tensor:
-    """A 1x1 convolution of tokens (B, N, C)."""
-    return F.linear(tokens, conv.weight.flatten(1), conv.bias)
+        return packed_pointwise(self.pred, self.partial.reconstruct(partition, tokens, queries))
 
 
 @ADAPTERS.register_module(framework=f'{FCMAE.__module__}.{FCMAE.__qualname__}')

@@ -6,8 +6,6 @@ Modifications:
   (see ``swin_units.py``), and returns its last hidden state in grid order, the thrown units
   reconstructed. It records neither hidden states nor attentions while units are thrown.
 * Where thrown units weigh differently from kept ones, the loss is computed again with the weights.
-
-Needs mmpretrain, where the arithmetic of shifted windows comes from.
 """
 
 from __future__ import annotations
@@ -37,9 +35,8 @@ from .swin_units import (
     WindowAttention,
     encode_units,
     gather_units,
-    unit_grid,
 )
-from .windows import unit_mask
+from .windows import unit_grid, unit_mask
 
 
 class PRSwinModel(SwinModel):

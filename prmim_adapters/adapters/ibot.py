@@ -40,14 +40,13 @@ class PRIBOTViT(IBOTViT):
 
     def encode_masked(self, x: Tensor, mask: Tensor) -> MaskedTokens:
         """Images (N, 3, H, W), mask (N, L) bool, True = masked."""
-        num_masked = mask.sum(1)
-        num_thrown = self.partial.thrown_counts(num_masked)
+        num_thrown = self.partial.thrown_counts(mask.sum(1))
         share = num_thrown.float().mean() / mask.shape[1]
         if not int(num_thrown.sum()):
             whole = super().encode_masked(x, mask)
             return whole._replace(cls=whole.cls + self._unused(), log={'thrown_share': share})
 
-        tokens, groups = self.embed(x, mask), self._groups(mask, num_masked)
+        tokens, groups = self.embed(x, mask), self.partial.split_ragged(mask)
         features = encode_packed(
             self,
             [
@@ -71,15 +70,6 @@ class PRIBOTViT(IBOTViT):
             weight=self._weight(mask, groups),
             log={'thrown_share': share},
         )
-
-    def _groups(self, mask: Tensor, num_masked: Tensor) -> list[tuple[Tensor, TokenPartition]]:
-        """Images with equally many masked tokens: their indices (n,) and their partition."""
-        groups = []
-        for count in num_masked.unique():
-            index = (num_masked == count).nonzero()[:, 0]
-            num_thrown = int(self.partial.thrown_counts(count))
-            groups.append((index, self.partial.split(mask[index], int(count), num_thrown)))
-        return groups
 
     def _weight(self, mask: Tensor, groups: Sequence[tuple[Tensor, TokenPartition]]) -> Tensor:
         """(N, L) weight of every token in the loss."""

@@ -23,12 +23,16 @@ from math import isqrt
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import PartialReconstruction, scatter_tokens
 from ..core.partition import Grid
-from ..frameworks.packed_ops import PackedLayout, packed_depthwise, packed_layer_norm
+from ..frameworks.packed_ops import (
+    PackedLayout,
+    packed_depthwise,
+    packed_layer_norm,
+    packed_pointwise,
+)
 from .base import Adapter
 from .dense import fixed_positions
 from .registry import ADAPTERS
@@ -46,7 +50,7 @@ class FCMAESeam:
             return super().forward_decoder(x, mask)  # type: ignore[misc]
         grid: Grid = (x.shape[2], x.shape[3])
         partition = self.partial.split(mask.bool())
-        seen = _pointwise(self.proj, PackedLayout.of_units(partition.visible, grid).gather(x))
+        seen = packed_pointwise(self.proj, PackedLayout.of_units(partition.visible, grid).gather(x))
         token = self.mask_token.flatten()
         kept = token.to(seen.dtype).expand(*partition.kept.shape, -1)
         tokens = torch.cat((seen, kept), dim=1)
@@ -55,7 +59,7 @@ class FCMAESeam:
             tokens = _block(block, tokens, layout)
         queries = token + fixed_positions(grid, len(token), token.dtype, token.device)
         rows = self.partial.reconstruct(partition, tokens, queries)
-        predictions = _pointwise(self.pred, _same_magnitude(rows, partition.kept.shape[1]))
+        predictions = packed_pointwise(self.pred, _same_magnitude(rows, partition.kept.shape[1]))
         return scatter_tokens(predictions, self.partial.supervised(partition), partition.length)
 
     def forward_loss(self: Any, imgs: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
@@ -72,11 +76,6 @@ def _same_magnitude(rows: Tensor, num_kept: int) -> Tensor:
     with torch.no_grad():
         scale = kept.float().square().mean().sqrt() / thrown.float().square().mean().sqrt()
     return torch.cat((kept, thrown * scale.to(thrown.dtype)), dim=1)
-
-
-def _pointwise(conv: nn.Conv2d, tokens: Tensor) -> Tensor:
-    """A 1x1 convolution of tokens (B, N, C)."""
-    return F.linear(tokens, conv.weight.flatten(1), conv.bias)
 
 
 def _block(block: Any, tokens: Tensor, layout: PackedLayout) -> Tensor:

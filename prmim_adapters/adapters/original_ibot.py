@@ -24,14 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import PartialReconstruction, TokenPartition, gather_tokens
+from ..core import PartialReconstruction, gather_tokens
 from ..core.partition import Grid
 from .base import Adapter
 from .dense import changes_loss, dense_features
 from .registry import ADAPTERS
 from .upstream_classes import UpstreamClasses
-
-Group = tuple[Tensor, TokenPartition]
 
 
 class VisionTransformerSeam:
@@ -51,18 +49,17 @@ class VisionTransformerSeam:
                 'supported; attach with an aggregator and thrown_weight=1'
             )
         flat = mask.flatten(1)
-        num_masked = flat.sum(1)
-        if not int(self.partial.thrown_counts(num_masked).sum()):
+        if not int(self.partial.thrown_counts(flat.sum(1)).sum()):
             tokens = super().forward(x, True, mask)  # type: ignore[misc]
             tokens = tokens + sum(p.sum() * 0 for p in self.partial.parameters())
         else:
-            tokens = self._encode_present(self.prepare_tokens(x, mask=mask), flat, num_masked)
+            tokens = self._encode_present(self.prepare_tokens(x, mask=mask), flat)
         return_all = self.return_all_tokens if return_all_tokens is None else return_all_tokens
         return tokens if return_all else tokens[:, 0]
 
-    def _encode_present(self: Any, tokens: Tensor, mask: Tensor, num_masked: Tensor) -> Tensor:
+    def _encode_present(self: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         """Embedded tokens (N, 1 + L, C), mask (N, L) -> encoded (N, 1 + L, C)."""
-        groups = self._groups(mask, num_masked)
+        groups = self.partial.split_ragged(mask)
         sequences = [
             torch.cat((tokens[i, :1], gather_tokens(tokens[i, 1:], p.present)), dim=1)
             for i, p in groups
@@ -76,15 +73,6 @@ class VisionTransformerSeam:
         if self.fc_norm is None:
             return out
         return torch.cat((self.fc_norm(out[:, 1:].mean(1, keepdim=True)), out[:, 1:]), dim=1)
-
-    def _groups(self: Any, mask: Tensor, num_masked: Tensor) -> list[Group]:
-        """Images with equally many masked tokens: their indices (n,) and their partition."""
-        groups = []
-        for count in num_masked.unique():
-            index = (num_masked == count).nonzero()[:, 0]
-            num_thrown = int(self.partial.thrown_counts(count))
-            groups.append((index, self.partial.split(mask[index], int(count), num_thrown)))
-        return groups
 
     def _encode(self: Any, sequences: list[Tensor]) -> list[Tensor]:
         """All blocks and the norm on sequences (n, length, C) of different lengths, unpadded."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.partition import Grid
-from . import swin_units
+from . import swin_units, windows
 from .dense import dense_features, feature_map, fixed_positions
 from .swin_units import QKVBias, Stage, SwinBlock, WindowAttention
 from .windows import unit_mask
@@ -18,9 +18,7 @@ from .windows import unit_mask
 def unit_grid(encoder: Any) -> Grid:
     """Units (height, width); raises ValueError if the image cannot be divided into units."""
     height, width = encoder.patches_resolution
-    return swin_units.unit_grid(
-        height, width, encoder.num_layers, encoder.patch_size, 'DATA.IMG_SIZE'
-    )
+    return windows.unit_grid(height, width, encoder.num_layers, encoder.patch_size, 'DATA.IMG_SIZE')
 
 
 def encode_units(encoder: Any, images: Tensor, mask: Tensor) -> Tensor:

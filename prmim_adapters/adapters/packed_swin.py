@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..core.partition import Grid
-from .windows import Windows, attend, place, tiles, window_layout
+from .windows import Windows, attend, place, tiles, unit_side, window_layout
 
 
 def check_packable(backbone: Any) -> None:
@@ -60,11 +60,6 @@ def check_packable(backbone: Any) -> None:
                 )
 
 
-def unit_side(backbone: Any) -> int:
-    """Side of a unit in first-stage tokens, 8 for four stages."""
-    return 2 ** (backbone.num_layers - 1)
-
-
 def embed_units(backbone: Any, images: Tensor, units: Tensor, grid: Grid) -> Tensor:
     """Patch embedding of some units.
 
@@ -94,7 +89,7 @@ def packed_stages(backbone: Any, x: Tensor, units: Tensor, grid: Grid) -> Tensor
     Returns:
         (B, U, C_last), the last stage's output and norm, in the order of ``units``.
     """
-    side = unit_side(backbone)
+    side = unit_side(backbone.num_layers)
     for stage in backbone.stages:
         placed: dict[tuple[int, int], Windows] = {}  # two at most: shifted and not
         for block in stage.blocks:

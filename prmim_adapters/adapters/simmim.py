@@ -27,9 +27,9 @@ from ..frameworks.simmim_vit import SimMIMViT
 from .base import Adapter
 from .beit import check_relative_bias, encode_present
 from .dense import fixed_positions
-from .packed_swin import check_packable, embed_units, packed_stages, unit_side
+from .packed_swin import check_packable, embed_units, packed_stages
 from .registry import ADAPTERS
-from .windows import tiles, unit_mask
+from .windows import tiles, unit_grid, unit_mask, unit_side
 
 
 class PRSimMIMViT(SimMIMViT):
@@ -73,7 +73,7 @@ class PRSimMIMSwinTransformer(SimMIMSwinTransformer):
 
     def _present_tokens(self, x: Tensor, partition: TokenPartition) -> Tensor:
         """(B, N * side * side, C) packed tokens of visible and kept units."""
-        area = unit_side(self) ** 2
+        area = unit_side(self.num_layers) ** 2
         visible = embed_units(self, x, partition.visible, partition.grid)
         num_kept = partition.kept.shape[1] * area
         kept = self.mask_token.expand(x.shape[0], num_kept, -1)
@@ -130,13 +130,7 @@ class SimMIMAdapter(Adapter):
             check_relative_bias(backbone)
             return height, width
         check_packable(backbone)
-        side = unit_side(backbone)
-        if height % side or width % side:
-            raise ValueError(
-                f'the {height}x{width} map of the first stage is not divisible into units of '
-                f'{side}x{side} tokens: choose an img_size divisible by {side * 4}'
-            )
-        return height // side, width // side
+        return unit_grid(height, width, backbone.num_layers, 4, 'an img_size')
 
     @classmethod
     def width(cls, model: Any) -> int:

@@ -99,26 +99,6 @@ class SwinBlock:
 Stage = tuple[Iterable[SwinBlock], Any | None]
 
 
-def unit_side(num_stages: int) -> int:
-    """Side of a unit in tokens of the first stage: one token of the last."""
-    return 2 ** (num_stages - 1)
-
-
-def unit_grid(height: int, width: int, num_stages: int, patch_size: int, option: str) -> Grid:
-    """Units (height, width) of a first stage of height x width tokens.
-
-    Raises:
-        ValueError: it cannot be divided into units; ``option`` is what to set.
-    """
-    side = unit_side(num_stages)
-    if height % side or width % side:
-        raise ValueError(
-            f'the {height}x{width} map of the first stage is not divisible into units of '
-            f'{side}x{side} tokens: choose {option} divisible by {side * patch_size}'
-        )
-    return height // side, width // side
-
-
 def gather_units(x: Tensor, units: Tensor, grid: Grid) -> Tensor:
     """Tokens of some units.
 

@@ -55,13 +55,33 @@ class Windows:
 
     Attributes:
         rows: (B * N,) int64, the row of each packed token among the B * num_slots slots.
-        mask: (B, windows, 1, 1 or area, area) float32, added to the scores.
+        absent: (B, windows, 1, 1, area) float32, added to the scores of keys: 0 or ``ABSENT``.
         layout: the layout.
     """
 
     rows: Tensor
-    mask: Tensor
+    absent: Tensor
     layout: WindowLayout
+
+
+def unit_side(num_stages: int) -> int:
+    """Side of a unit in tokens of the first stage: one token of the last."""
+    return 2 ** (num_stages - 1)
+
+
+def unit_grid(height: int, width: int, num_stages: int, patch_size: int, option: str) -> Grid:
+    """Units (height, width) of a first stage of height x width tokens.
+
+    Raises:
+        ValueError: it cannot be divided into units; ``option`` is what to set.
+    """
+    side = unit_side(num_stages)
+    if height % side or width % side:
+        raise ValueError(
+            f'the {height}x{width} map of the first stage is not divisible into units of '
+            f'{side}x{side} tokens: choose {option} divisible by {side * patch_size}'
+        )
+    return height // side, width // side
 
 
 @lru_cache(maxsize=64)
@@ -130,12 +150,11 @@ def place(layout: WindowLayout, units: Tensor) -> Windows:
     batch = units.shape[0]
     image = torch.arange(batch, device=units.device)[:, None, None] * layout.num_slots
     rows = (layout.slots[units] + image).flatten()
-    mask = torch.full((batch * layout.num_slots,), ABSENT, device=units.device)
-    mask = mask.index_fill(0, rows, 0.0).view(batch, -1)
+    absent = torch.full((batch * layout.num_slots,), ABSENT, device=units.device)
+    absent = absent.index_fill(0, rows, 0.0).view(batch, -1)
     if layout.padding is not None:
-        mask = mask.masked_fill(layout.padding, 0.0)
-    mask = mask.view(batch, -1, 1, 1, layout.area)
-    return Windows(rows, mask if layout.region is None else mask + layout.region, layout)
+        absent = absent.masked_fill(layout.padding, 0.0)
+    return Windows(rows, absent.view(batch, -1, 1, 1, layout.area), layout)
 
 
 def attend(msa: Any, qkv: Tensor, windows: Windows) -> Tensor:
@@ -152,7 +171,10 @@ def attend(msa: Any, qkv: Tensor, windows: Windows) -> Tensor:
     bias = msa.relative_position_bias_table[msa.relative_position_index.flatten()]
     bias = bias.view(area, area, heads).permute(2, 0, 1)
     scores = (q * msa.scale) @ k.transpose(-2, -1) + bias
-    scores = scores.unflatten(0, (batch, -1)) + windows.mask.to(scores.dtype)
+    # One mask for images and regions lives here only: kept for backward, it would be large.
+    region = windows.layout.region
+    mask = windows.absent if region is None else windows.absent + region
+    scores = scores.unflatten(0, (batch, -1)) + mask.to(scores.dtype)
     weights = msa.attn_drop(msa.softmax(scores.flatten(0, 1)))
     out = (weights @ v).transpose(1, 2).reshape(-1, msa.embed_dims)
     return out.index_select(0, windows.rows).view(batch, -1, msa.embed_dims)

@@ -68,16 +68,17 @@ def farthest(
     images, length = mask.shape
     kept = torch.empty_like(mask, dtype=torch.int8)
     block = triton.next_power_of_2(length)
-    _kernel[(images,)](
-        mask.to(torch.int8).contiguous(),
-        nearest.contiguous(),
-        noise.contiguous(),
-        count.flatten().contiguous(),
-        kept,
-        length,
-        width,
-        noise_bits=noise_bits,
-        block=block,
-        num_warps=min(max(block // 128, 1), 8),
-    )
+    with torch.cuda.device_of(mask):  # Triton launches on the current device
+        _kernel[(images,)](
+            mask.to(torch.int8).contiguous(),
+            nearest.contiguous(),
+            noise.contiguous(),
+            count.flatten().contiguous(),
+            kept,
+            length,
+            width,
+            noise_bits=noise_bits,
+            block=block,
+            num_warps=min(max(block // 128, 1), 8),
+        )
     return kept.bool()

@@ -82,9 +82,12 @@ class PartialReconstruction(nn.Module):
         return len(self.aggregators) > 0
 
     def thrown_counts(self, num_masked: Tensor) -> Tensor:
-        """Tokens to throw per image under ragged masks: num_masked (B,) int64 -> (B,) int64."""
+        """Tokens to throw per image under ragged masks: num_masked (B,) int64 -> (B,) int64.
+
+        At least one masked token is kept, whatever the share.
+        """
         share = (num_masked.double() * self.max_masked_share + 1e-6).floor().long()
-        return share.clamp(max=self.num_thrown)
+        return share.minimum((num_masked - 1).clamp(min=0)).clamp(max=self.num_thrown)
 
     def split(
         self, mask: Tensor, num_masked: int | None = None, num_thrown: int | None = None
@@ -103,6 +106,19 @@ class PartialReconstruction(nn.Module):
             partition = _nearest_first(partition)
         self.thrown, self.supervised_index = partition.thrown, self.supervised(partition)
         return partition
+
+    def split_ragged(self, mask: Tensor) -> list[tuple[Tensor, TokenPartition]]:
+        """Partitions of ragged masks (B, L), one for all images with equally many masked tokens.
+
+        Returns:
+            Pairs of indices (n,) int64 into the batch and the partition of those images.
+        """
+        num_masked, groups = mask.sum(dim=1), []
+        for count in num_masked.unique():
+            index = (num_masked == count).nonzero()[:, 0]
+            num_thrown = int(self.thrown_counts(count))
+            groups.append((index, self.split(mask[index], int(count), num_thrown)))
+        return groups
 
     def _count(self, mask: Tensor) -> int:
         """Masked tokens per image of a mask that the data made.

@@ -109,6 +109,11 @@ def _depthwise(
     return layout.gather(dense)
 
 
+def packed_pointwise(conv: nn.Conv2d, tokens: Tensor) -> Tensor:
+    """A 1x1 convolution of tokens (B, N, C)."""
+    return F.linear(tokens, conv.weight.flatten(1), conv.bias)
+
+
 def packed_depthwise(conv: nn.Conv2d, tokens: Tensor, layout: PackedLayout) -> Tensor:
     """Depthwise ``conv`` at the token positions; positions without a token count as zero.
 

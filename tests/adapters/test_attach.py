@@ -65,6 +65,16 @@ def mae(**changes) -> nn.Module:
             ValueError,
             r'inner=4 must be a positive multiple of heads=3',
         ),
+        (
+            dict(sampler=dict(type='farthest', seed=1)),
+            TypeError,
+            "unexpected keyword argument 'seed'",
+        ),
+        (
+            dict(sampler=dict(type='farthest', seeds='all')),
+            ValueError,
+            "seeds='all': allowed are 'visible' and 'none'",
+        ),
         (dict(thrown_weight=-1), ValueError, r'thrown_weight=-1: must be between 0 and inf'),
         (dict(max_masked_share=2), ValueError, r'max_masked_share=2: must be between 0 and 1'),
     ],

@@ -90,6 +90,11 @@ def test_ragged_rule():
     assert counts.tolist() == [0, 0, 1, 2, 6, 18, 18]
 
 
+def test_one_masked_token_is_kept_whatever_the_share():
+    counts = pipeline(max_masked_share=1.0).thrown_counts(torch.tensor([0, 1, 2, 10, 36]))
+    assert counts.tolist() == [0, 0, 1, 9, 18]
+
+
 def test_sincos_positions_are_distinct_and_bounded():
     table = sincos_positions((3, 7), 16)
     assert table.shape == (21, 16)
