@@ -6,6 +6,8 @@ custom_imports = dict(
 
 model = dict(_delete_=True, type='PRMIM', framework={{_base_.model}}, throw_ratio=0.5)
 custom_hooks = [dict(type='CostHook')]  # validates a batch, logs what it saves
+optim_wrapper = dict(  # as the recipe's other norms
+    paramwise_cfg=dict(custom_keys={'aggregators.0.norm': dict(decay_mult=0.0)}))
 
 # A base from another package leaves a scope in this dict that default_collate does not take.
 train_dataloader = dict(collate_fn=dict(_delete_=True, type='default_collate'))
