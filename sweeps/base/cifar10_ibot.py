@@ -15,7 +15,7 @@ model = dict(
         patch_size=4,
     ),
     neck=dict(type='IBOTNeck', in_channels=192, out_channels=1024, hidden_channels=512),
-    head=dict(type='IBOTHead', out_channels=1024, teacher_temp=0.04, teacher_patch_temp=0.04),
+    head=dict(type='IBOTHead', out_channels=1024, teacher_temp=0.03, teacher_patch_temp=0.07),
     base_momentum=0.004,
 )
 data_preprocessor = dict(
@@ -51,8 +51,8 @@ views = dict(
     type='MaskedMultiView',
     num_views=[2, 4],
     transforms=[
-        [dict(crop, scale=32, crop_ratio_range=(0.3, 1.0)), *color, mask],
-        [dict(crop, scale=16, crop_ratio_range=(0.1, 0.3)), *color],
+        [dict(crop, scale=32, crop_ratio_range=(0.5, 1.0)), *color, mask],
+        [dict(crop, scale=16, crop_ratio_range=(0.2, 0.5)), *color],
     ],
 )
 train_dataloader = dict(

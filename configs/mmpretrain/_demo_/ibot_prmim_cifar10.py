@@ -12,7 +12,7 @@ model = dict(
         neck=dict(
             type='IBOTNeck', in_channels=64, hidden_channels=128, bottleneck_channels=64,
             out_channels=256),
-        head=dict(type='IBOTHead', out_channels=256, teacher_temp=0.04, teacher_patch_temp=0.04),
+        head=dict(type='IBOTHead', out_channels=256, teacher_temp=0.03, teacher_patch_temp=0.07),
         base_momentum=0.01))
 data_preprocessor = dict(
     type='SelfSupDataPreprocessor',
@@ -29,8 +29,8 @@ mask = dict(type='RandomRatioMask', input_size=8, mask_ratio=0.7, variance=0.0, 
 views = dict(
     type='MaskedMultiView', num_views=[2, 1],
     transforms=[
-        [dict(crop, scale=32, crop_ratio_range=(0.3, 1.0)), *color, mask],
-        [dict(crop, scale=16, crop_ratio_range=(0.1, 0.3)), *color]])
+        [dict(crop, scale=32, crop_ratio_range=(0.5, 1.0)), *color, mask],
+        [dict(crop, scale=16, crop_ratio_range=(0.2, 0.5)), *color]])
 loader = dict(
     batch_size=64, num_workers=0, persistent_workers=False,
     collate_fn=dict(type='default_collate'),
