@@ -17,10 +17,12 @@ runs, every image with a crop of its own::
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import default_collate
 from mmengine.registry import FUNCTIONS
 from mmpretrain.models import SelfSupDataPreprocessor
 from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
@@ -56,6 +58,9 @@ class InMemoryImages(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
+    def full_init(self) -> None:
+        """For mmengine's dataset wrappers, which call it: the images are in memory already."""
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         return dict(inputs=self.images[index], data_samples=self._samples[index])
 
@@ -68,9 +73,12 @@ class InMemoryImages(Dataset):
 
 
 @FUNCTIONS.register_module()
-def ready_batch(batch: dict[str, Any]) -> dict[str, Any]:
-    """The ``collate_fn`` of :class:`InMemoryImages`, whose batches arrive collated."""
-    return batch
+def ready_batch(batch: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
+    """The ``collate_fn`` of :class:`InMemoryImages`, whose batches arrive collated.
+
+    A list of single samples, which a wrapper such as ``RepeatDataset`` hands over, is collated.
+    """
+    return default_collate(batch) if isinstance(batch, list) else batch
 
 
 def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
@@ -140,13 +148,15 @@ class DeviceAugment(SelfSupDataPreprocessor):
             training: whether to augment and to make masks.
 
         Returns:
-            dict: ``inputs`` (B, 3, h, w) float and ``data_samples``.
+            dict: ``inputs`` (B, 3, h, w) float and ``data_samples``, on the model's device.
         """
-        images, samples = self.cast_data(data['inputs']), data['data_samples']
+        images = self.cast_data(data['inputs'])
         if training:
             images = self.augment(images)
-            if self.mask_generator is not None:
-                samples = self._masked(samples)
+        if training and self.mask_generator is not None:
+            samples = self._masked(data['data_samples'])
+        else:
+            samples = self.cast_data(data['data_samples'])
         result = super().forward(dict(inputs=images, data_samples=None), training)
         return dict(inputs=result['inputs'], data_samples=samples)
 
@@ -192,8 +202,16 @@ class BatchCrop(nn.Module):
         columns = resize_matrix(boxes[:, 1], boxes[:, 3], self.size, width, self.interpolation)
         columns = torch.where(flip[:, None, None], columns.flip(1), columns)
         rows, columns = rows.to(images.device), columns.to(images.device)
-        result = rows[:, None] @ images.float() @ columns[:, None].mT
+        with _full_precision(images.device):
+            result = rows[:, None] @ images.float() @ columns[:, None].mT
         return result.round().clamp(0, 255)
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager:
+    """Out of autocast, inside which mmengine runs the preprocessor of a model under AMP."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 class BatchRandomResizedCrop(BatchCrop):

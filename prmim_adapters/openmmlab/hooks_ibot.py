@@ -11,14 +11,11 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 from torch import nn
 
-
-def _unwrapped(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+from .distributed import unwrapped
 
 
 @HOOKS.register_module()
@@ -47,7 +44,7 @@ class TeacherTempHook(Hook):
         done = 1.0
         if runner.epoch < self.warmup_epochs:
             done = runner.epoch / max(self.warmup_epochs - 1, 1)
-        head: Any = _unwrapped(runner).head
+        head = unwrapped(runner.model).head
         head.teacher_temp = self.cls[0] + done * (self.cls[1] - self.cls[0])
         head.teacher_patch_temp = self.patch[0] + done * (self.patch[1] - self.patch[0])
 
@@ -63,7 +60,7 @@ class _BeforeStep(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Register with the optimizer."""
-        parameters = dict(_unwrapped(runner).named_parameters())
+        parameters = dict(unwrapped(runner.model).named_parameters())
 
         def act(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             self.before_step(runner, parameters)

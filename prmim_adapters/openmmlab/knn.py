@@ -9,17 +9,20 @@ similarity to every training image, the k nearest vote for their class with weig
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import broadcast, collect_results, get_world_size, is_main_process
+from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from mmpretrain.models.utils import SparseHelper, TwoNormDataPreprocessor
 from mmpretrain.registry import HOOKS
 from torch import Tensor, nn
+
+from .distributed import gather_shards, unwrapped
 
 
 def knn_classify(
@@ -76,7 +79,7 @@ def pool_features(backbone: nn.Module, images: Tensor, class_token: bool = False
     Args:
         backbone: Backbone of a classifier or of a self-supervised algorithm. One whose ``forward``
             has a ``mask`` argument is called with ``mask=None``, which every masked backbone of
-            mmpretrain takes as "no masking".
+            mmpretrain takes as "no masking". To a sparse one (SparK) all units are active.
         images: (B, 3, H, W), normalised.
         class_token: The class token, as DINO and iBOT evaluate theirs, in place of the average
             over the patches (without class and register tokens).
@@ -88,7 +91,8 @@ def pool_features(backbone: nn.Module, images: Tensor, class_token: bool = False
         ValueError: A class token is asked of a backbone that gives none.
     """
     masked = 'mask' in inspect.signature(backbone.forward).parameters
-    features = backbone(images, mask=None) if masked else backbone(images)
+    with _all_active(images):
+        features = backbone(images, mask=None) if masked else backbone(images)
     if isinstance(features, (tuple, list)):
         features = features[-1]
     prefix = getattr(backbone, 'num_extra_tokens', 0)
@@ -105,6 +109,33 @@ def pool_features(backbone: nn.Module, images: Tensor, class_token: bool = False
     if features.dim() == 3:
         return features[:, prefix:].mean(dim=1)
     return features
+
+
+@contextmanager
+def _all_active(images: Tensor) -> Iterator[None]:
+    """Mask nothing in mmpretrain's sparse layers, which read the active units from a global.
+
+    Without this they find the units of the last training batch there.
+    """
+    before = SparseHelper._cur_active
+    SparseHelper._cur_active = images.new_ones(len(images), 1, 1, 1, dtype=torch.bool)
+    try:
+        yield
+    finally:
+        SparseHelper._cur_active = before
+
+
+def _preprocessed(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch of one view per image as the backbone takes it.
+
+    The preprocessor of BEiT takes two views, the encoder's and the tokenizer's, which it
+    normalises apart: the image stands for both.
+    """
+    two = isinstance(model.data_preprocessor, TwoNormDataPreprocessor)
+    if two:
+        batch = dict(batch, inputs=[batch['inputs']] * 2)
+    batch = model.data_preprocessor(batch, False)
+    return dict(batch, inputs=batch['inputs'][0]) if two else batch
 
 
 @torch.no_grad()
@@ -133,7 +164,7 @@ def extract_features(
     features, labels = [], []
     try:
         for batch in dataloader:
-            batch = model.data_preprocessor(batch, False)
+            batch = _preprocessed(model, batch)
             features.append(pool_features(network, batch['inputs'], class_token).float().cpu())
             labels += [int(sample.gt_label) for sample in batch['data_samples']]
     finally:
@@ -148,7 +179,8 @@ class KNNHook(Hook):
     """Log the weighted kNN accuracy of the frozen backbone during self-supervised training.
 
     The value appears in the log as ``val/knn_top1`` (per cent) and in the message hub, where a
-    ``CheckpointHook`` or a user's hook can read it.
+    user's hook can read it. mmengine's ``CheckpointHook(save_best=...)`` cannot: it sees the
+    metrics of a validation loop only.
 
     Args:
         train_dataloader: Config of the loader whose images vote. Its dataset must be labelled.
@@ -205,10 +237,10 @@ class KNNHook(Hook):
         Returns:
             float: Accuracy in per cent, the same on every process.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         loaders: list[Any] = self.dataloaders
         (train, train_labels), (test, test_labels) = (
-            self._gather(
+            gather_shards(
                 *extract_features(model, loader, self.backbone, self.class_token),
                 len(loader.dataset),
             )
@@ -225,14 +257,3 @@ class KNNHook(Hook):
         runner.visualizer.add_scalar('val/knn_top1', accuracy.item(), step=runner.iter)
         runner.logger.info(f'kNN (k={self.k}) top-1: {accuracy.item():.2f} %')
         return accuracy.item()
-
-    @staticmethod
-    def _gather(features: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """All processes' shards in dataset order on the main process (own shard elsewhere)."""
-        if get_world_size() == 1:
-            return features, labels
-        collected = collect_results(list(zip(features, labels, strict=True)), size)
-        if collected is None:
-            return features, labels
-        all_features, all_labels = zip(*collected, strict=True)
-        return torch.stack(all_features), torch.stack(all_labels)

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import collect_results, get_world_size, is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 from torch import Tensor, nn
 
 from ..accounting import UndercountError, count_macs, training_macs
 from ..accounting.batch import seeded
+from ..openmmlab.distributed import gather_shards, unwrapped
 from ..openmmlab.knn import extract_features, knn_classify
 from .results import MEASUREMENTS, environment, write_json
 
@@ -70,7 +70,7 @@ class FrozenFeatureHook(Hook):
             return
         self.counted = True
         try:
-            self.macs = counted_macs(_unwrapped(runner.model), data_batch)
+            self.macs = counted_macs(unwrapped(runner.model), data_batch)
         except UndercountError as error:
             runner.logger.warning(f'no MACs in the results: {error}')
 
@@ -91,20 +91,10 @@ class FrozenFeatureHook(Hook):
         runner.logger.info(f'frozen features: {accuracy}')
 
     def _features(self, runner: Runner, config: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Features (N, C) and labels (N,) of all images; on the main process only."""
+        """Features (N, C) and labels (N,) of all images, on the main process."""
         loader = Runner.build_dataloader(config, seed=runner.seed)
-        features, labels = extract_features(_unwrapped(runner.model), loader, self.backbone)
-        if get_world_size() == 1:
-            return features, labels
-        gathered = collect_results(
-            list(zip(features, labels, strict=True)),
-            len(loader.dataset),
-        )
-        if gathered is None:
-            return features, labels
-        columns = zip(*gathered, strict=True)
-        features, labels = (torch.stack(column) for column in columns)
-        return features, labels
+        features, labels = extract_features(unwrapped(runner.model), loader, self.backbone)
+        return gather_shards(features, labels, len(loader.dataset))
 
 
 def frozen_accuracy(
@@ -178,10 +168,6 @@ def measured_cost(runner: Runner) -> dict[str, float]:
     if torch.cuda.is_available():
         cost['peak_memory_gib'] = torch.cuda.max_memory_allocated() / 2**30
     return cost
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model  # type: ignore[return-value]
 
 
 def _first(inputs: Any) -> Any:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mmengine.dataset import default_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from mmpretrain.registry import MODELS
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from ..accounting.batch import seeded
@@ -23,7 +24,7 @@ from ..adapters import partial_of
 #: Augmentations that a picture does without.
 _DROPPED = ('RandomFlip', 'ColorJitter', 'RandomGrayscale', 'GaussianBlur', 'Solarize')
 #: Random crops, in whose place the middle of the image is taken.
-_CROPS = ('RandomResizedCrop', 'MAERandomResizedCrop')
+_CROPS = ('RandomResizedCrop', 'MAERandomResizedCrop', 'BatchRandomResizedCrop', 'BatchRandomCrop')
 
 
 def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
@@ -60,27 +61,61 @@ def load_images(config: Config, images: Sequence[str | Path], seed: int = 0) -> 
     The masks that the config's pipeline draws are drawn; its augmentations are left out.
 
     Args:
-        config: whose ``train_dataloader.dataset.pipeline`` is used.
+        config: whose training pipeline is used: that of ``train_dataloader.dataset``, or of the
+            data set inside it, with the crop and the masks of ``DeviceAugment``.
         images: image files of any size.
         seed: of the masks.
 
     Returns:
         ``dict(inputs, data_samples)``, before the data preprocessor.
+
+    Raises:
+        ValueError: the config's data set has no pipeline.
     """
     init_default_scope(config.get('default_scope', 'mmpretrain'))
-    steps: list[dict[str, Any]] = []
-    for step in config.train_dataloader.dataset.pipeline:
-        name = step['type'].split('/')[-1].split('.')[-1]
+    steps: list[Any] = []
+    for step in _training_steps(config):
+        name = _name(step)
         if name in _CROPS:
-            steps += [
-                dict(type='ResizeEdge', scale=step['scale'], edge='short', backend='pillow'),
-                dict(type='CenterCrop', crop_size=step['scale']),
-            ]
+            # Where a crop has a size, as torchvision's, its scale is the range of the area.
+            steps.append(partial(_middle, size=step['size' if 'size' in step else 'scale']))
         elif name not in (*_DROPPED, 'LoadImageFromFile'):
             steps.append(step)
     pipeline = Compose(steps)
     with seeded(seed):
         return default_collate([pipeline(_sample(path)) for path in images])
+
+
+def _name(step: dict[str, Any]) -> str:
+    return step['type'].split('/')[-1].split('.')[-1]
+
+
+def _training_steps(config: Config) -> list[dict[str, Any]]:
+    """The data set's pipeline, and of ``DeviceAugment`` the crops and the masks."""
+    dataset = config.train_dataloader.dataset
+    while 'pipeline' not in dataset:
+        if not isinstance(dataset.get('dataset'), dict):
+            raise ValueError(
+                f'{config.filename}: data set {dataset.get("type")} has neither a pipeline nor one '
+                'data set with a pipeline inside: give train_dataloader.dataset.pipeline'
+            )
+        dataset = dataset.dataset
+    steps = list(dataset.pipeline)
+    preprocessor = config.get('data_preprocessor') or config.model.get('data_preprocessor') or {}
+    steps += [step for step in preprocessor.get('augment', ()) if _name(step) in _CROPS]
+    if preprocessor.get('mask_generator'):
+        steps.append(preprocessor['mask_generator'])
+    if not any(_name(step) == 'PackInputs' for step in steps):
+        steps.append(dict(type='PackInputs'))
+    return steps
+
+
+def _middle(results: dict[str, Any], size: int | Sequence[int]) -> dict[str, Any]:
+    """The largest part of the aspect ratio of ``size`` (h, w), around the middle, at that size."""
+    height, width = (size, size) if isinstance(size, int) else size
+    image = Image.fromarray(results['img'])
+    fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    return dict(results, img=np.array(fitted), img_shape=(height, width))
 
 
 def _sample(path: str | Path) -> dict[str, Any]:

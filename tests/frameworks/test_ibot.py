@@ -18,7 +18,7 @@ from mmpretrain.structures import DataSample
 from mmpretrain.utils import register_all_modules
 from torch.multiprocessing import start_processes
 
-import prmim_adapters.frameworks.ibot  # noqa: F401, registers
+from prmim_adapters.frameworks.ibot.algorithm import _Network
 
 register_all_modules()
 
@@ -253,6 +253,27 @@ def test_teacher_is_the_moving_average_with_a_cosine_momentum(max_iters):
     for name, value in average.items():
         torch.testing.assert_close(teacher[name].double(), value, rtol=1e-6, atol=1e-6)
     assert any((teacher[k].double() - student[k]).abs().max() > 1e-4 for k in teacher)
+
+
+def test_teacher_starts_as_the_student():
+    model = build()
+    model.teacher.steps.zero_()
+    before = model.teacher.module.backbone.cls_token.clone()
+    model.init_weights()
+    teacher = dict(model.teacher.module.named_parameters())
+    student = dict(_Network(model.backbone, model.neck).named_parameters())
+    assert teacher.keys() == student.keys()
+    assert all(torch.equal(teacher[name], student[name]) for name in teacher)
+    assert not torch.equal(model.teacher.module.backbone.cls_token, before)
+    assert model.teacher.steps == 0  # the cosine of the momentum is where it was
+
+
+def test_initialising_again_leaves_a_trained_teacher_alone():
+    model = build()
+    before = copy.deepcopy(model.teacher.state_dict())
+    model.init_weights()
+    torch.testing.assert_close(model.teacher.state_dict(), before, rtol=0, atol=0)
+    assert not torch.equal(model.teacher.module.backbone.cls_token, model.backbone.cls_token)
 
 
 def test_gradient_accumulation_updates_the_teacher_once_per_step():

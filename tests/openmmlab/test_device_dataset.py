@@ -12,6 +12,7 @@ from mmpretrain.registry import DATASETS, MODELS
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+from prmim_adapters.accounting.cost_hook import first_batch
 from prmim_adapters.openmmlab.device_dataset import (
     BatchCrop,
     BatchRandomCrop,
@@ -172,6 +173,57 @@ def test_batches_equal_the_ordinary_collation(folder):
     assert all(torch.equal(b['inputs'], o) for b, o in zip(batches, ordinary, strict=True))
     labels = [int(s.gt_label) for b in batches for s in b['data_samples']]
     assert labels == fast.dataset.labels.tolist()
+
+
+def test_a_wrapped_dataset_gives_the_same_batches(folder):
+    wrapper = dict(type='RepeatDataset', dataset=folder_dataset(folder), times=2)
+    batches = list(loader_of(wrapper, collate_fn=dict(type='ready_batch')))
+    single = DATASETS.build(folder_dataset(folder))
+    assert torch.equal(
+        torch.cat([batch['inputs'] for batch in batches]), torch.cat([single.images] * 2)
+    )
+    labels = [int(s.gt_label) for batch in batches for s in batch['data_samples']]
+    assert labels == single.labels.tolist() * 2
+
+
+def test_the_cost_hook_gets_its_batch(folder, tmp_path):
+    runner = Runner(
+        model=classifier(type='mmpretrain.DeviceAugment'),
+        work_dir=str(tmp_path / 'work'),
+        train_dataloader=loader_of(folder_dataset(folder), collate_fn=dict(type='ready_batch')),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+        experiment_name=tmp_path.name,
+        log_level='ERROR',
+    )
+    batch = first_batch(runner, runner.model, 3)
+    images = runner.train_dataloader.dataset.images[:3]
+    assert torch.equal(batch['inputs'], (images.flip(1).float() - 120.0) / 60.0)
+    assert [int(sample.gt_label) for sample in batch['data_samples']] == [0, 0, 0]
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_labels_go_where_the_images_go(folder, training):
+    batch = next(iter(loader_of(folder_dataset(folder), collate_fn=dict(type='ready_batch'))))
+    crop = dict(type='BatchRandomResizedCrop', size=16)
+    preprocessor = MODELS.build(dict(type='DeviceAugment', augment=[crop])).to('meta')
+    result = preprocessor(batch, training)
+    assert result['inputs'].device.type == 'meta'
+    assert {sample.gt_label.device.type for sample in result['data_samples']} == {'meta'}
+    assert {sample.gt_label.device.type for sample in batch['data_samples']} == {'cpu'}
+
+
+def test_crops_are_the_same_under_autocast():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    crop = fixed_boxes([(0, 0, 32, 32), (3, 5, 9, 20), (20, 1, 12, 7), (1, 1, 31, 13)])(24)
+    torch.manual_seed(1)
+    expected = crop(images)
+    torch.manual_seed(1)
+    with torch.autocast('cpu', torch.bfloat16):
+        got = crop(images)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected)
 
 
 def test_without_augmentation_it_is_mmpretrains_preprocessor(folder):

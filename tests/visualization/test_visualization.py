@@ -142,6 +142,54 @@ def test_a_checkpoint_of_another_model_is_refused(
         load_model(config(), str(path))
 
 
+def test_a_crop_of_another_aspect_ratio_takes_the_largest_middle(
+    config: Callable[..., Config], images: list[str]
+) -> None:
+    settings = config()
+    settings.train_dataloader.dataset.pipeline[1].scale = (48, 96)
+    inputs = load_images(settings, images)['inputs']
+    assert inputs.shape == (2, 3, 48, 96)
+    # The grey image has 96 x 96 pixels: nothing to resample.
+    np.testing.assert_array_equal(inputs[1, 0], np.asarray(Image.open(images[1]))[24:72])
+    # Of the colour image, 120 x 180, rows 15 to 105 count, and no others.
+    pixels = np.asarray(Image.open(images[0])).copy()
+    pixels[:13], pixels[107:] = 0, 255
+    Image.fromarray(pixels).save(images[0])
+    assert torch.equal(load_images(settings, images)['inputs'], inputs)
+
+
+def in_memory(settings: Config, size: int, **options: Any) -> Config:
+    """The config with its data in memory; crops of ``size`` and masks are made on the device."""
+    source = dict(type='CustomDataset', pipeline=[dict(type='LoadImageFromFile')])
+    settings.train_dataloader.dataset = dict(type='InMemoryImages', dataset=source)
+    settings.data_preprocessor.type = 'DeviceAugment'
+    settings.data_preprocessor.augment = [
+        dict(type='BatchRandomResizedCrop', size=size),
+        dict(type='ColorJitter', brightness=0.4),
+    ]
+    settings.data_preprocessor.update(options)
+    return settings
+
+
+def test_images_of_a_config_with_its_data_in_memory(
+    config: Callable[..., Config], images: list[str]
+) -> None:
+    ordinary, settings = config(), in_memory(config(), 96)
+    expected = observe(load_model(ordinary), load_images(ordinary, images))
+    observation = observe(load_model(settings), load_images(settings, images))
+    assert torch.equal(observation.images, expected.images)
+    assert torch.equal(observation.roles == VISIBLE, expected.roles == VISIBLE)
+
+
+def test_a_data_set_without_a_pipeline_is_refused(
+    config: Callable[..., Config], images: list[str]
+) -> None:
+    settings = config()
+    settings.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[])
+    with pytest.raises(ValueError, match='data set ConcatDataset has neither a pipeline nor'):
+        load_images(settings, images)
+
+
 def test_command(config: Callable[..., Config], images: list[str], tmp_path: Path) -> None:
     checkpoint, out = tmp_path / 'epoch.pth', tmp_path / 'pictures' / 'out.png'
     torch.save({'state_dict': load_model(config()).state_dict()}, checkpoint)
@@ -185,3 +233,11 @@ def test_ratio_0_is_said_to_have_nothing_to_show(simmim: Config, images: list[st
     simmim.model.throw_ratio = 0.0
     with pytest.raises(ValueError, match='throw_ratio=0'):
         observe(load_model(simmim), load_images(simmim, images))
+
+
+def test_masks_that_the_device_draws_are_drawn(simmim: Config, images: list[str]) -> None:
+    *_, generator, _ = simmim.train_dataloader.dataset.pipeline
+    settings = in_memory(simmim, 192, mask_generator=generator)
+    roles = observe(load_model(settings), load_images(settings, images)).roles
+    counts = [(roles == role).sum(dim=(1, 2)).tolist() for role in range(3)]
+    assert counts == [[14, 14], [4, 4], [18, 18]]  # 36 units, 22 masked, 18 thrown

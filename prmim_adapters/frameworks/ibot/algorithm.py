@@ -96,6 +96,13 @@ class IBOT(BaseSelfSupervisor):
             _Network(self.backbone, self.neck), base_momentum, end_momentum, momentum_interval
         ).eval()
 
+    def init_weights(self) -> None:
+        """As usual; the teacher starts as the student, which its first update makes it anyway."""
+        super().init_weights()
+        if self.teacher.steps == 0:
+            self.teacher.update_parameters(_Network(self.backbone, self.neck))
+            self.teacher.steps.zero_()
+
     def train(self, mode: bool = True) -> IBOT:
         """The teacher stays in evaluation mode: no stochastic depth."""
         super().train(mode)
