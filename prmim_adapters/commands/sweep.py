@@ -60,15 +60,16 @@ def sweep(
     from ..sweep.results import ChangedSettingsError
     from ..sweep.runner import Launch, run_sweep
 
+    failures: dict[str, str] = {}
     out = out or Path('work_dirs/sweeps') / spec.stem
     launch = Launch(launcher, gpus, gpus_per_node, cpus_per_task, partition, srun_args)
     try:
         loaded = load_spec(spec)
         if not report_only:
             chosen = devices.split(',') if devices else None
-            run_sweep(loaded, out, launch, jobs, chosen, Console(stderr=True))
+            failures = run_sweep(loaded, out, launch, jobs, chosen, Console(stderr=True))
         found = collect(loaded, out)
-    except (SpecError, ChangedSettingsError, BlockingIOError, ValueError) as error:
+    except (SpecError, ChangedSettingsError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)
     (out / 'report.md').write_text(markdown(found, spec.stem))
@@ -82,7 +83,9 @@ def sweep(
     else:
         for path in (out / 'report.md', *pictures):
             click.echo(path)
-    for name, reason in found.failures.items():
+    # A point's failure is in its folder too, unless it could not be written there.
+    failures = {name: reason.splitlines()[-1] for name, reason in failures.items()}
+    for name, reason in (failures | found.failures).items():
         click.echo(f'failed: {name}: {reason}', err=True)
-    if found.failures:
+    if failures or found.failures:
         raise click.exceptions.Exit(1)

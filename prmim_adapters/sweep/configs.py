@@ -7,32 +7,59 @@ what sets the point apart, and ``mim train mmpretrain <point>/config.py`` repeat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmengine.config import Config
 
-from .spec import FRAMEWORK_ARM, Framework, Point, Spec, Transfer
+from .spec import FRAMEWORK_ARM, Framework, Point, Spec, SpecError, Transfer
 
-_OWN_IMPORTS = ['prmim_adapters.openmmlab', 'prmim_adapters.sweep.evaluation']
+_TRANSFER_IMPORTS = ['prmim_adapters.openmmlab']
+_BASE_IMPORTS = [*_TRANSFER_IMPORTS, 'prmim_adapters.sweep.evaluation']
+
+
+def check_configs(spec: Spec) -> None:
+    """Write and read the configs of all frameworks, arms and transfers, in a folder thrown away.
+
+    Raises:
+        SpecError: one cannot be read, or lacks the checkpoint that the transfers start from.
+    """
+    first = Point(next(iter(spec.frameworks)), FRAMEWORK_ARM, 0.0, spec.seeds[0])
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name, framework in spec.frameworks.items():
+            base = folder / name / 'base.py'
+            with _mistakes_named(f'frameworks.{name}: {framework.config!r}', spec):
+                write_base(base, framework, spec)
+                config = _read(base)
+            if spec.transfers:
+                _check_checkpoint(name, config)
+        for arm in spec.arms:
+            with _mistakes_named(f'arms.{arm}: {spec.arms[arm]!r}', spec):
+                point = Point(first.framework, arm, spec.ratios[0], first.seed)
+                write_point(folder / 'point.py', folder / first.framework / 'base.py', point, spec)
+                _read(folder / 'point.py')
+        for name, transfer in spec.transfers.items():
+            with _mistakes_named(f'transfers.{name}: {transfer.config!r}', spec):
+                write_transfer(folder / 'transfer.py', transfer, folder / 'a.pth', first, spec)
+                _read(folder / 'transfer.py')
 
 
 def write_base(path: Path, framework: Framework, spec: Spec) -> None:
     """Write the config that all points of a framework share: its own, plus the spec's options."""
     source = resolve(framework.config, spec.folder)
     write(path, source, {})
-    own = Config.fromfile(path, import_custom_modules=False)
-    imports = own.get('custom_imports') or {}
+    own = _read(path)
+    options = merge(spec.options, framework.options)
+    whole = merge(own, options)
     shared = dict(
-        custom_imports=dict(
-            imports=list(dict.fromkeys([*_as_list(imports.get('imports')), *_OWN_IMPORTS])),
-            allow_failed_imports=False,
-        ),
-        custom_hooks=[*_plain(own.get('custom_hooks') or []), _evaluation_hook(framework, spec)],
+        custom_imports=_with_imports(whole, _BASE_IMPORTS),
+        custom_hooks=[*(whole.get('custom_hooks') or []), _evaluation_hook(framework, spec)],
     )
-    differences = merge(merge(shared, spec.options), framework.options)
-    differences = merge(_without_scope(own), differences)
-    write(path, source, differences)
+    _write_over(path, source, own, merge(options, shared))
 
 
 def write_point(path: Path, base: Path, point: Point, spec: Spec) -> None:
@@ -56,12 +83,22 @@ def write_transfer(
     path: Path, transfer: Transfer, checkpoint: Path, point: Point, spec: Spec
 ) -> None:
     """Write the config of a fine-tuning or linear run that starts from ``checkpoint``."""
-    init = dict(type='Pretrained', checkpoint=str(checkpoint.resolve()), prefix='backbone.')
-    start = dict(model=dict(backbone=dict(init_cfg=init)), randomness=dict(seed=point.seed))
     source = resolve(transfer.config, spec.folder)
     write(path, source, {})
-    own = Config.fromfile(path, import_custom_modules=False)
-    write(path, source, merge(merge(_without_scope(own), transfer.options), start))
+    own = _read(path)
+    init = dict(
+        _delete_=True,  # another init_cfg, a list of them too, is replaced, not merged
+        type='Pretrained',
+        checkpoint=str(checkpoint.resolve()),
+        prefix='backbone.',
+    )
+    start = dict(
+        # The import lets torch >= 2.6 load a checkpoint of mmengine.
+        custom_imports=_with_imports(merge(own, transfer.options), _TRANSFER_IMPORTS),
+        model=dict(backbone=dict(init_cfg=init)),
+        randomness=dict(seed=point.seed),
+    )
+    _write_over(path, source, own, merge(transfer.options, start))
 
 
 def resolve(config: str, folder: Path) -> str:
@@ -94,7 +131,83 @@ def merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _without_scope(own: Config) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
+    """A config as plain data, whose repr is Python."""
+    return Config.fromfile(path, import_custom_modules=False).to_dict()
+
+
+def _write_over(path: Path, source: str, own: dict[str, Any], differences: dict[str, Any]) -> None:
+    """Write a config that inherits ``source``, whose content is ``own``."""
+    differences = merge(_without_scope(own), differences)
+    write(path, source, _without_idle_deletes(differences, own))
+
+
+def _without_idle_deletes(differences: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """``differences`` with ``_delete_`` only where it replaces something in ``own``.
+
+    Elsewhere mmengine leaves it in the config, as an argument of whatever is built from it.
+    """
+    result = {}
+    for key, value in differences.items():
+        if isinstance(value, dict):
+            replaces = key in own and value.get('_delete_')
+            old = {} if replaces or not isinstance(own.get(key), dict) else own[key]
+            entries = {name: entry for name, entry in value.items() if name != '_delete_'}
+            value = _without_idle_deletes(entries, old)
+            if replaces:
+                value['_delete_'] = True
+        result[key] = value
+    return result
+
+
+@contextmanager
+def _mistakes_named(what: str, spec: Spec) -> Iterator[None]:
+    """Turn whatever reading a config raises into a SpecError that begins with ``what``."""
+    try:
+        yield
+    except Exception as error:
+        raise SpecError(
+            f'{what} with its options gives no config: {type(error).__name__}: {error}. Configs '
+            f'are paths relative to {spec.folder.resolve()}, or package::name of an installed '
+            'package, as mmpretrain::mae/NAME.py'
+        ) from error
+
+
+def _check_checkpoint(name: str, config: dict[str, Any]) -> None:
+    """Transfers start from the checkpoint of the last epoch.
+
+    Raises:
+        SpecError: none is saved.
+    """
+    # mmengine's default, unless the config sets it; None takes it away.
+    default = dict(checkpoint=dict(type='CheckpointHook', interval=1))
+    hook = (default | (config.get('default_hooks') or {}))['checkpoint']
+    others = config.get('custom_hooks') or []
+    savers = [entry for entry in others if str(entry.get('type')).endswith('CheckpointHook')]
+    if not any(entry and _saves_last(entry, config) for entry in [hook, *savers]):
+        raise SpecError(
+            f'frameworks.{name}: transfers start from the checkpoint of the last epoch, and '
+            f'default_hooks.checkpoint = {hook!r} saves none; add to `options`: '
+            'default_hooks: {checkpoint: {_delete_: true, type: CheckpointHook, interval: 1, '
+            'max_keep_ckpts: 1}}'
+        )
+
+
+def _saves_last(hook: dict[str, Any], config: dict[str, Any]) -> bool:
+    if hook.get('save_last', True):
+        return True
+    loop, interval = config.get('train_cfg') or {}, hook.get('interval', -1)
+    length = loop.get('max_epochs') or loop.get('max_iters') or 0
+    return interval > 0 and (length - hook.get('save_begin', 0)) % interval == 0
+
+
+def _with_imports(config: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """``custom_imports`` of a config, and these."""
+    own = _as_list((config.get('custom_imports') or {}).get('imports'))
+    return dict(imports=list(dict.fromkeys([*own, *names])), allow_failed_imports=False)
+
+
+def _without_scope(own: dict[str, Any]) -> dict[str, Any]:
     """Collate functions without the scope that a base from another package leaves in them.
 
     ``default_collate`` refuses that argument.
@@ -125,15 +238,6 @@ def _as_list(value: Any) -> list[str]:
     if value is None:
         return []
     return [value] if isinstance(value, str) else list(value)
-
-
-def _plain(value: Any) -> Any:
-    """Config objects as dicts and lists, whose repr is Python."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return value
 
 
 def _put(path: Path, text: str) -> None:

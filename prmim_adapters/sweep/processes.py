@@ -1,24 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training processes of a sweep: ended with it, and found again after it was killed."""
+"""The training processes of a sweep: ended with it, and found again after it was killed.
+
+They carry their point's folder in the environment. A process group would not do: the workers of
+``--launcher pytorch`` have sessions of their own.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
-from .results import read_json
+#: Environment variable of every process of a point; the value is the point's folder.
+MARK = 'PRMIM_SWEEP_POINT'
 
-#: Id and time of start of the process under way, in a point's folder.
-RUNNING = 'running.json'
+
+class SweepEndedError(RuntimeError):
+    """The sweep is ending, and starts nothing more."""
 
 
 class Children:
-    """The process groups under way, so that an interrupted sweep takes them with it."""
+    """The processes under way, so that an interrupted sweep takes them with it."""
 
     def __init__(self) -> None:
-        self._groups: set[int] = set()
+        self.ended = False
+        self._folders: dict[int, Path] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Children:
         return self
@@ -26,45 +38,70 @@ class Children:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def add(self, group: int) -> None:
-        """A group has started."""
-        self._groups.add(group)
+    def run(
+        self, folder: Path, command: list[str], environment: dict[str, str], log: IO[str]
+    ) -> int:
+        """Run a command of the point with this folder, and return its exit code.
 
-    def remove(self, group: int) -> None:
-        """A group has ended by itself."""
-        self._groups.discard(group)
+        Raises:
+            SweepEndedError: :meth:`end` was called before it could start.
+        """
+        with self._lock:
+            if self.ended:
+                raise SweepEndedError(f'{folder}: the sweep is ending')
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**environment, MARK: str(folder.resolve())},
+                start_new_session=True,  # one group, for systems without /proc
+            )
+            self._folders[process.pid] = folder
+        code = process.wait()
+        del self._folders[process.pid]
+        if code:  # workers may outlive the process that started them
+            end_processes(folder, process.pid)
+        return code
 
     def end(self) -> None:
-        """End all that are under way."""
-        for group in list(self._groups):
-            kill_group(group)
+        """End all that are under way, and let no others start."""
+        with self._lock:
+            self.ended = True
+        for group, folder in list(self._folders.items()):
+            end_processes(folder, group)
 
 
-def end_left_behind(folder: Path) -> None:
-    """End the training processes that a killed sweep left running for this point, and only those.
+def end_processes(folder: Path, group: int | None = None) -> None:
+    """End the processes of the point with this folder, whoever started them, and only those.
 
-    A process counts as ours if it has the recorded id and the recorded time of start.
+    Args:
+        folder: the point's.
+        group: process group to end as well; where there is no /proc, that is all.
     """
-    running = read_json(folder / RUNNING)
-    if running is None or running['started'] is None:
-        return
-    while started(running['pid']) == running['started']:
-        kill_group(running['pid'])
+    if group is not None:
+        _kill(os.killpg, group)
+    while found := processes_of(folder):
+        for process in found:
+            _kill(os.kill, process)
         time.sleep(0.05)
 
 
-def started(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot; None if unknown or gone."""
-    try:
-        fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == 'Z' else fields[19]
+def processes_of(folder: Path) -> set[int]:
+    """Ids of the running processes that carry this folder in their environment."""
+    mark = os.fsencode(f'{MARK}={folder.resolve()}')
+    found = set()
+    for path in Path('/proc').glob('[0-9]*/environ'):
+        try:
+            marked = mark in path.read_bytes().split(b'\0')
+        except OSError:  # ended meanwhile, or another user's
+            continue
+        if marked:
+            found.add(int(path.parent.name))
+    return found - {os.getpid()}
 
 
-def kill_group(group: int) -> None:
-    """End a process group, if it is still there."""
+def _kill(kill: Callable[[int, int], None], target: int) -> None:
     try:
-        os.killpg(group, signal.SIGKILL)
+        kill(target, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         return

@@ -16,6 +16,8 @@ from typing import Any
 from .spec import Point
 
 RESULT, FAILURE = 'result.json', 'failure.json'
+#: Written when a point begins: a training run is resumed only under the settings it began with.
+SETTINGS = 'settings.json'
 #: What a training run leaves in its work directory for the sweep.
 MEASUREMENTS = 'measurements.json'
 _PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmpretrain', 'onedl-mmengine', 'onedl-mmpretrain')
@@ -59,12 +61,32 @@ def result_of(point: Point, settings: dict[str, Any], folder: Path) -> dict[str,
     """
     result = read_json(folder / RESULT)
     if result is not None and result['settings'] != fingerprint(settings):
-        raise ChangedSettingsError(
-            f'{folder} holds the result of other settings than the spec gives for {point.name}. '
-            'Never edit a finished experiment: choose another --out, or delete that folder to '
-            'redo the point'
-        )
+        raise _changed(folder, 'the result', point)
     return result
+
+
+def check_resumable(point: Point, settings: dict[str, Any], folder: Path) -> None:
+    """Refuse to resume a training run that began with other settings, or unknown ones.
+
+    Raises:
+        ChangedSettingsError: it did.
+    """
+    begun = read_json(folder / SETTINGS) or {}
+    if has_begun(folder) and begun.get('settings') != fingerprint(settings):
+        raise _changed(folder, 'an unfinished run', point)
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the training run of a point has left something to resume."""
+    return any((folder / 'train' / name).exists() for name in ('last_checkpoint', MEASUREMENTS))
+
+
+def _changed(folder: Path, what: str, point: Point) -> ChangedSettingsError:
+    return ChangedSettingsError(
+        f'{folder} holds {what} of other settings than the spec gives for {point.name}. Never edit '
+        'an experiment that has begun: choose another --out, or delete that folder to redo the '
+        'point'
+    )
 
 
 def assemble(

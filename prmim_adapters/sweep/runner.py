@@ -12,9 +12,9 @@ import os
 import queue
 import re
 import shutil
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -32,13 +32,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .configs import write_base, write_point, write_transfer
-from .processes import RUNNING, Children, end_left_behind, kill_group, started
+from .configs import check_configs, write_base, write_point, write_transfer
+from .processes import Children, end_processes
 from .results import (
     FAILURE,
     MEASUREMENTS,
     RESULT,
+    SETTINGS,
     assemble,
+    check_resumable,
+    fingerprint,
+    has_begun,
     last_scalar,
     read_json,
     result_of,
@@ -98,20 +102,18 @@ def run_sweep(
         again by the next call.
 
     Raises:
-        ChangedSettingsError: ``out`` holds results of other settings.
+        SpecError: a config of the spec cannot be read, or saves no checkpoint for the transfers.
+        ChangedSettingsError: ``out`` holds results, or runs to resume, of other settings.
         BlockingIOError: another sweep is running in ``out``.
         ValueError: more jobs than the devices can serve.
     """
     launch = launch or Launch()
     pool = _device_pool(devices, launch.gpus, jobs)
+    check_configs(spec)
     out.mkdir(parents=True, exist_ok=True)
     with _sole_user(out):
         points = spec.points()
-        waiting = [
-            point
-            for point in points
-            if result_of(point, spec.settings(point), out / point.name) is None
-        ]
+        waiting = _unfinished(points, spec, out)
         for name, framework in spec.frameworks.items():
             write_base(out / name / 'base.py', framework, spec)
         with _progress(console) as progress:
@@ -119,6 +121,18 @@ def run_sweep(
                 'sweep', total=len(points), completed=len(points) - len(waiting)
             )
             return _run_all(waiting, spec, out, launch, jobs, pool, progress, bar)
+
+
+def _unfinished(points: list[Point], spec: Spec, out: Path) -> list[Point]:
+    """Points without a result, all checked before the first of them begins."""
+    waiting = []
+    for point in points:
+        settings, folder = spec.settings(point), out / point.name
+        if result_of(point, settings, folder) is None:
+            waiting.append(point)
+            if spec.resume:
+                check_resumable(point, settings, folder)
+    return waiting
 
 
 def _run_all(
@@ -149,8 +163,9 @@ def _run_all(
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
                     point = futures[future]
-                    if future.exception() is not None:
-                        failures[point.name] = str(future.exception())
+                    error = future.exception()
+                    if error is not None:
+                        failures[point.name] = _described(error)
                         progress.console.print(f'[red]failed[/red] {point.name}')
                     progress.advance(bar)
         except BaseException:
@@ -172,23 +187,25 @@ class _Run:
     children: Children
 
     def run(self) -> None:
+        try:
+            self._run()
+        except Exception as error:
+            if not self.children.ended:  # else the point was interrupted, and did not fail
+                failure = dict(point=asdict(self.point), reason=_described(error))
+                write_json(self.folder / FAILURE, failure)
+            raise
+
+    def _run(self) -> None:
         begin = time.monotonic()
-        end_left_behind(self.folder)
-        if not self.spec.resume:
+        settings = self.spec.settings(self.point)
+        end_processes(self.folder)
+        if not (self.spec.resume and has_begun(self.folder)):
             shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / FAILURE).unlink(missing_ok=True)
-        try:
-            measurements = self._measure()
-        except (PointError, OSError) as error:
-            write_json(self.folder / FAILURE, dict(point=asdict(self.point), reason=str(error)))
-            raise
-        result = assemble(
-            self.point,
-            self.spec.settings(self.point),
-            measurements,
-            time.monotonic() - begin,
-            asdict(self.launch),
-        )
+        write_json(self.folder / SETTINGS, dict(settings=fingerprint(settings)))
+        measurements = self._measure()
+        seconds = time.monotonic() - begin
+        result = assemble(self.point, settings, measurements, seconds, asdict(self.launch))
         write_json(self.folder / RESULT, result)
 
     def _measure(self) -> dict[str, Any]:
@@ -196,12 +213,13 @@ class _Run:
         base = self.folder.parents[1] / 'base.py'
         write_point(config, base, self.point, self.spec)
         work_dir = self.folder / 'train'
-        self._mim_train(config, work_dir)
+        if not (work_dir / MEASUREMENTS).exists():  # else it is over, and a transfer is resumed
+            self._mim_train(config, work_dir)
         measurements = read_json(work_dir / MEASUREMENTS)
         if measurements is None:
             raise PointError(
-                f'training ended without {MEASUREMENTS}: the config replaces `custom_hooks`, and '
-                'FrozenFeatureHook with it'
+                f'training ended without {MEASUREMENTS}: FrozenFeatureHook, in `custom_hooks` of '
+                f'{base}, did not run to its end; see {config.with_suffix(".log")}'
             )
         for name, transfer in self.spec.transfers.items():
             config = self.folder / f'{name}.py'
@@ -222,25 +240,17 @@ class _Run:
             environment['CUDA_VISIBLE_DEVICES'] = self.devices
         log = self.folder / f'{config.stem}.log'
         with log.open('w') as stream:
-            process = subprocess.Popen(
-                command,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # one group, so that mim and what it starts end together
-            )
-            self.children.add(process.pid)
-            try:
-                write_json(
-                    self.folder / RUNNING, dict(pid=process.pid, started=started(process.pid))
-                )
-                code = process.wait()
-            finally:
-                self.children.remove(process.pid)
-        (self.folder / RUNNING).unlink(missing_ok=True)
+            code = self.children.run(self.folder, command, environment, stream)
         if code:
-            kill_group(process.pid)  # workers that outlived the process that started them
             raise PointError(_reason(log, command, code))
+
+
+def _described(error: BaseException) -> str:
+    """What ``failure.json`` says; its last line alone goes into the report."""
+    if isinstance(error, PointError):
+        return str(error)
+    message = ' '.join(str(error).split())
+    return ''.join(traceback.format_exception(error)) + f'{type(error).__name__}: {message}'
 
 
 def _reason(log: Path, command: list[str], code: int) -> str:

@@ -8,6 +8,7 @@ A sweep is the product frameworks x arms x throw ratios x seeds. Every point of 
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -18,6 +19,8 @@ from mmengine.config import Config
 
 #: The arm that is the framework itself, without partial reconstruction.
 FRAMEWORK_ARM = 'framework'
+#: What a point's folder or its accuracies hold beside the transfers.
+_TAKEN = ('train', 'config', 'knn', 'linear', 'feature_std')
 
 
 class SpecError(ValueError):
@@ -161,7 +164,7 @@ class Spec:
         """
         framework = self.frameworks[point.framework]
         source = self.folder / framework.config
-        return dict(
+        settings = dict(
             framework=_set_values(framework),
             config=source.read_text() if source.is_file() else framework.config,
             arm=None if point.arm == FRAMEWORK_ARM else self.arms[point.arm],
@@ -171,13 +174,50 @@ class Spec:
             evaluation=_set_values(self.evaluation),
             transfers={name: _set_values(transfer) for name, transfer in self.transfers.items()},
         )
+        bases = local_bases(source)
+        return dict(settings, bases=bases) if bases else settings
+
+
+def local_bases(config: Path) -> list[str]:
+    """Texts of the files that a config inherits, those of packages (``package::name``) left out.
+
+    A file that is missing or cannot be read has none: whoever reads the config names the mistake.
+    """
+    texts = []
+    for name in _base_names(config):
+        base = config.parent / name
+        if '::' not in name and base.is_file():
+            texts += [base.read_text(), *local_bases(base)]
+    return texts
+
+
+def _base_names(config: Path) -> list[str]:
+    try:
+        found = _python_base(config) if config.suffix == '.py' else _yaml_base(config)
+    except (OSError, ValueError, SyntaxError, yaml.YAMLError):
+        return []
+    return [found] if isinstance(found, str) else list(found or [])
+
+
+def _python_base(config: Path) -> Any:
+    """The value of ``_base_ = ...``; None if there is no such line."""
+    for line in ast.parse(config.read_text()).body:
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == '_base_':
+            return ast.literal_eval(line.value)
+    return None
+
+
+def _yaml_base(config: Path) -> Any:
+    data = yaml.safe_load(config.read_text())
+    return data.get('_base_') if isinstance(data, dict) else None
 
 
 def load_spec(path: str | Path) -> Spec:
     """Read and check a spec, merged into the ones that its ``_base_`` names.
 
     Raises:
-        SpecError: not YAML, unknown or missing key, wrong type, empty axis, ratio out of range.
+        SpecError: not YAML, unknown or missing key, wrong type, empty axis, ratio out of range,
+            a ``_base_`` that is not there.
         FileNotFoundError: no such file.
     """
     path = Path(path)
@@ -185,11 +225,18 @@ def load_spec(path: str | Path) -> Spec:
         data = Config.fromfile(path).to_dict()
     except (yaml.YAMLError, AttributeError) as error:  # the latter: no mapping
         raise SpecError(f'{path}: expected YAML with a mapping of keys: {error}') from None
+    except FileNotFoundError as error:
+        if not path.exists():
+            raise
+        raise SpecError(
+            f'{path}: _base_: {error}; name it relative to the spec that inherits it'
+        ) from None
     data['frameworks'] = _named(Framework, data.get('frameworks'), 'frameworks')
     data['transfers'] = _named(Transfer, data.get('transfers') or {}, 'transfers')
     data['evaluation'] = _part(Evaluation, data.get('evaluation'), 'evaluation')
     data['verdict'] = _part(Verdict, data.get('verdict') or {}, 'verdict')
-    data['arms'] = {name: arm or {} for name, arm in (data.get('arms') or {}).items()}
+    arms = _mapping(data.get('arms') or {}, 'arms')
+    data['arms'] = {name: _mapping(arm or {}, f'arms.{name}') for name, arm in arms.items()}
     data['ratios'] = tuple(_list(data.get('ratios'), 'ratios'))
     data['seeds'] = tuple(_list(data.get('seeds'), 'seeds'))
     data['folder'] = path.parent
@@ -205,21 +252,37 @@ def _check(spec: Spec) -> None:
         raise SpecError(
             f'arms: {FRAMEWORK_ARM!r} is the framework itself and always runs; choose another name'
         )
-    for name in [*spec.frameworks, *spec.arms]:
+    for name in [*spec.frameworks, *spec.arms, *spec.transfers]:
         if '/' in str(name):
             raise SpecError(f'{name!r}: names become folders and may not contain "/"')
+    for name in spec.transfers:
+        if name in _TAKEN:
+            raise SpecError(
+                f'transfers: {name!r} is a name of the sweep itself, as are {", ".join(_TAKEN)}; '
+                'choose another'
+            )
     for name, arm in spec.arms.items():
         if 'throw_ratio' in arm:
             raise SpecError(f'arms.{name}.throw_ratio: the axis `ratios` sets it; remove it here')
     for ratio in spec.ratios:
         if not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
             raise SpecError(f'ratios: {ratio!r} is not between 0 and 1')
+    _check_distinct('ratios', [f'{ratio:.2f}' for ratio in spec.ratios], 'to two decimals')
     for seed in spec.seeds:
         if not isinstance(seed, int) or seed < 0:
             raise SpecError(f'seeds: {seed!r} is not a whole number >= 0')
+    _check_distinct('seeds', [str(seed) for seed in spec.seeds])
     plain = spec.verdict.plain
     if plain is not None and plain not in spec.arms:
         raise SpecError(f'verdict.plain: {plain!r} is no arm; arms are {", ".join(spec.arms)}')
+
+
+def _check_distinct(where: str, names: list[str], how: str = '') -> None:
+    """Values that name folders."""
+    for name in names:
+        if names.count(name) > 1:
+            what = f'{name} occurs twice {how}'.strip()
+            raise SpecError(f'{where}: {what}, and names one folder; give each value once')
 
 
 def _set_values(part: Any) -> dict[str, Any]:
@@ -239,10 +302,15 @@ def _list(value: Any, where: str) -> list[Any]:
     return value
 
 
-def _named(cls: type, value: Any, where: str) -> dict[str, Any]:
+def _mapping(value: Any, where: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise SpecError(f'{where}: expected names with their settings, found {value!r}')
-    return {str(name): _part(cls, part, f'{where}.{name}') for name, part in value.items()}
+    return value
+
+
+def _named(cls: type, value: Any, where: str) -> dict[str, Any]:
+    parts = _mapping(value, where).items()
+    return {str(name): _part(cls, part, f'{where}.{name}') for name, part in parts}
 
 
 def _part(cls: type, value: Any, where: str) -> Any:

@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.runner import save_checkpoint
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 from prmim_adapters import is_attached
 from prmim_adapters.accounting import make_batch
-from prmim_adapters.sweep import load_spec
-from prmim_adapters.sweep.configs import merge, write_base, write_point, write_transfer
+from prmim_adapters.sweep import SpecError, load_spec
+from prmim_adapters.sweep.configs import (
+    check_configs,
+    merge,
+    write_base,
+    write_point,
+    write_transfer,
+)
 from prmim_adapters.sweep.spec import Evaluation, Framework, Point, Spec, Transfer
 
 SPECS = sorted((Path(__file__).parents[2] / 'sweeps').glob('*.yaml'))
@@ -93,6 +103,115 @@ def test_transfer_starts_from_the_encoder(tmp_path):
     assert config.train_cfg.max_epochs == 1
 
 
+BACKBONE = "type='VisionTransformer', arch=ARCH, img_size=16, patch_size=8, out_type='avg_featmap'"
+TINY = 'dict(embed_dims=8, num_layers=1, num_heads=1, feedforward_channels=8)'
+
+
+@pytest.mark.parametrize(
+    'init_cfg',
+    [
+        None,
+        "dict(type='Constant', val=7.0, layer='Linear')",
+        "[dict(type='Constant', val=7.0, layer='Linear')]",
+    ],
+)
+def test_a_config_without_the_import_loads_a_checkpoint_of_mmengine(init_cfg, tmp_path):
+    backbone = BACKBONE.replace('ARCH', TINY) + (f', init_cfg={init_cfg}' if init_cfg else '')
+    (tmp_path / 'linear.py').write_text(
+        "default_scope = 'mmpretrain'\n"
+        "custom_imports = dict(imports='mmpretrain', allow_failed_imports=False)\n"
+        f"model = dict(type='ImageClassifier', backbone=dict({backbone}))\n"
+    )
+    hub = MessageHub('a run')
+    hub.update_scalar('train/loss', 1.0)
+    state = {'backbone.layers.0.attn.proj.bias': torch.full((8,), 3.0)}
+    save_checkpoint(dict(state_dict=state, message_hub=hub.state_dict()), str(tmp_path / 'a.pth'))
+    spec = spec_of(Framework('mae.py'), tmp_path)
+    config = tmp_path / 'out.py'
+    point = Point('mae', 'near', 0.5, 7)
+    write_transfer(config, Transfer('linear.py'), tmp_path / 'a.pth', point, spec)
+    code = (
+        'import sys; from mmengine.config import Config\n'
+        'config = Config.fromfile(sys.argv[1])\n'
+        'from mmpretrain.registry import MODELS\n'
+        'model = MODELS.build(config.model); model.init_weights()\n'
+        'print(model.backbone.layers[0].attn.proj.bias.tolist())\n'
+    )
+    run = subprocess.run(
+        [sys.executable, '-c', code, str(config)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == str([3.0] * 8)
+
+
+def test_a_delete_that_replaces_nothing_does_not_stay(own_config, tmp_path):
+    hooks = dict(checkpoint=dict(_delete_=True, interval=4))
+    options = dict(default_hooks=hooks, model=dict(neck=dict(_delete_=True, type='Other')))
+    spec = spec_of(own_config, tmp_path, options=options)
+    write_base(tmp_path / 'base.py', Framework('mae.py'), spec)
+    base = Config.fromfile(tmp_path / 'base.py', import_custom_modules=False)
+    assert base.default_hooks == dict(checkpoint=dict(interval=4))
+    assert base.model.neck == dict(type='Other')
+
+
+def test_hooks_in_the_options_do_not_displace_the_evaluation(own_config, tmp_path):
+    spec = spec_of(own_config, tmp_path, options=dict(custom_hooks=[dict(type='NaNHook')]))
+    write_base(tmp_path / 'base.py', own_config, spec)
+    base = Config.fromfile(tmp_path / 'base.py', import_custom_modules=False)
+    assert [hook.type for hook in base.custom_hooks] == ['NaNHook', 'FrozenFeatureHook']
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(frameworks={'mae': Framework('x.py')}), r"frameworks\.mae: 'x\.py' .*FileNotFound"),
+        (
+            dict(frameworks={'m': Framework('nowhere::a/b.py')}),
+            r"frameworks\.m: 'nowhere::a/b\.py'",
+        ),
+        (
+            dict(options=dict(randomness=dict(diff_rank_seed=dict(a=1)))),
+            r'frameworks\.mae: .*diff_',
+        ),
+        (dict(arms={'a': {'not-a-name': 1}}), r"arms\.a: {'not-a-name': 1} with its options"),
+        (dict(transfers={'tune': Transfer('y.py')}), r"transfers\.tune: 'y\.py' .*FileNotFound"),
+    ],
+)
+def test_mistakes_in_configs_are_named_before_training(own_config, tmp_path, changes, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        check_configs(spec_of(own_config, tmp_path, **changes))
+    assert f'relative to {tmp_path}, or package::name' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'saves'),
+    [
+        (dict(type='CheckpointHook', interval=-1), True),
+        (dict(type='CheckpointHook', interval=-1, save_last=False), False),
+        (dict(type='CheckpointHook', interval=2, save_last=False), True),
+        (dict(type='CheckpointHook', interval=3, save_last=False), False),
+        (None, False),
+    ],
+)
+def test_transfers_need_the_last_checkpoint(own_config, tmp_path, checkpoint, saves):
+    (tmp_path / 'tune.py').write_text("model = dict(backbone=dict(type='ViT'))\n")
+    options = dict(train_cfg=dict(max_epochs=4), default_hooks=dict(checkpoint=checkpoint))
+    check_configs(spec_of(own_config, tmp_path, options=options))
+    spec = spec_of(own_config, tmp_path, options=options, transfers={'t': Transfer('tune.py')})
+    if saves:
+        check_configs(spec)
+    else:
+        with pytest.raises(
+            SpecError, match=r'frameworks\.mae: transfers start from the checkpoint'
+        ):
+            check_configs(spec)
+
+
+@pytest.mark.parametrize('path', SPECS, ids=lambda path: path.stem)
+def test_the_configs_of_the_shipped_specs_pass_the_check(path):
+    check_configs(load_spec(path))
+
+
 def test_merge_is_mmengines():
     first = dict(a=dict(x=1, y=2), b=[1, 2], c=3)
     second = dict(a=dict(y=5), b=[9], d=dict(z=1))
@@ -136,4 +255,5 @@ def test_transfers_of_the_shipped_specs_load(path, tmp_path):
         assert config.model.backbone.init_cfg.checkpoint == str(tmp_path / 'a.pth')
         assert transfer.metric == 'accuracy/top1'
         assert config.val_evaluator.topk[0] == 1
+        assert 'prmim_adapters.openmmlab' in config.custom_imports.imports
         MODELS.build(config.model)

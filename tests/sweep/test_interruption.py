@@ -4,12 +4,28 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from prmim_adapters.sweep.processes import end_left_behind, started
+from prmim_adapters.sweep.processes import (
+    MARK,
+    Children,
+    SweepEndedError,
+    end_processes,
+    processes_of,
+)
 from prmim_adapters.sweep.results import read_json, write_json
+
+# A process whose child has a session of its own, as torchrun's workers do.
+TREE = """
+import subprocess, sys
+subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
+if sys.argv[1] == 'waits':
+    import time; time.sleep(60)
+sys.exit(3)
+"""
 
 
 def stable(report):
@@ -41,38 +57,107 @@ def test_killed_twice_the_report_is_that_of_an_uninterrupted_sweep(own_spec, prm
     second = out / 'mine' / 'plain-0.25' / 'seed0'
     assert not (second / 'result.json').exists()
     # ... which goes on as an orphan; and once when that point has just begun again.
-    orphan = read_json(second / 'running.json')
+    orphan = processes_of(second)
+    assert orphan
     process, _ = prmim_sweep(spec, 'killed')
-    wait_for(lambda: read_json(second / 'running.json') not in (None, orphan), 300)
-    assert started(orphan['pid']) != orphan['started']
+    wait_for(lambda: processes_of(second) - orphan, 300)
+    assert not processes_of(second) & orphan
     process.send_signal(signal.SIGKILL)
     process.wait()
 
     process, _ = prmim_sweep(spec, 'killed')
     assert process.wait(timeout=600) == 0
     assert (first.read_bytes(), first.stat().st_mtime_ns) == kept
-    assert not list(out.rglob('running.json'))
+    assert not processes_of(second)
     assert stable((out / 'report.md').read_text()) == stable((whole / 'report.md').read_text())
 
 
-def test_only_the_recorded_process_is_ended(tmp_path):
-    def sleeper():
-        return subprocess.Popen(
-            [sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True
-        )
+@pytest.mark.slow
+def test_resumed_during_a_transfer_the_pretraining_is_kept(own_spec, prmim_sweep, image_folder):
+    data = dict(own_spec['evaluation']['train'], persistent_workers=False)
+    (image_folder / 'finetune.py').write_text(
+        "default_scope = 'mmpretrain'\n"
+        "model = dict(type='ImageClassifier', backbone=dict(type='VisionTransformer', img_size=16,\n"
+        '    patch_size=8, arch=dict(embed_dims=8, num_layers=1, num_heads=1,\n'
+        "    feedforward_channels=8)), head=dict(type='VisionTransformerClsHead', num_classes=2,\n"
+        "    in_channels=8, loss=dict(type='CrossEntropyLoss'), topk=(1,)))\n"
+        "data_preprocessor = dict(type='DeviceAugment', mean=[127.5] * 3, std=[127.5] * 3)\n"
+        f'train_dataloader = val_dataloader = {data!r}\n'
+        "val_evaluator, val_cfg = dict(type='Accuracy'), dict()\n"
+        "optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))\n"
+        'train_cfg = dict(by_epoch=True, max_epochs=1)\n'
+    )
+    spec = copy.deepcopy(own_spec)
+    spec.update(arms={}, verdict={}, seeds=[0], resume=True)
+    spec['options'] = dict(default_hooks=dict(checkpoint=dict(interval=1)))
+    spec['transfers'] = dict(finetune=dict(config='finetune.py'))
+    process, out = prmim_sweep(spec, 'resumed')
+    point = out / 'mine' / 'framework' / 'seed0'
+    wait_for(lambda: (point / 'finetune.log').exists(), 300)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert processes_of(point) == set()
+    assert not (point / 'failure.json').exists()
+    log = (point / 'config.log').read_bytes()
 
-    ours, other = sleeper(), sleeper()
+    process, _ = prmim_sweep(spec, 'resumed')
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    result = read_json(point / 'result.json')
+    assert 0 < result['cost']['forward_gmacs'] < result['cost']['training_gmacs']
+    assert 0 <= result['accuracy']['finetune'] <= 100
+    assert (point / 'config.log').read_bytes() == log
+
+
+def test_all_processes_of_a_point_are_ended_and_no_others(tmp_path):
+    points = [tmp_path / 'seed1', tmp_path / 'seed10']
+    command = [sys.executable, '-c', TREE, 'waits']
+    trees = [
+        subprocess.Popen(command, env={**os.environ, MARK: str(point)}, start_new_session=True)
+        for point in points
+    ]
     try:
-        write_json(tmp_path / 'a' / 'running.json', dict(pid=ours.pid, started=started(ours.pid)))
-        # The same id, started at another time: a stranger who got the number later.
-        write_json(tmp_path / 'b' / 'running.json', dict(pid=other.pid, started='1'))
-        end_left_behind(tmp_path / 'a')
-        end_left_behind(tmp_path / 'b')
-        assert ours.wait(timeout=10) == -signal.SIGKILL
-        assert other.poll() is None
+        for point in points:
+            wait_for(lambda point=point: len(processes_of(point)) == 2, 10)
+        sessions = {os.getsid(process) for process in processes_of(points[0])}
+        assert len(sessions) == 2
+        # The sweep is killed, and mim with it: the worker goes on, until the next call.
+        os.killpg(trees[0].pid, signal.SIGKILL)
+        assert trees[0].wait(timeout=10) == -signal.SIGKILL
+        assert len(processes_of(points[0])) == 1
+        end_processes(points[0])
+        assert processes_of(points[0]) == set()
+        assert len(processes_of(points[1])) == 2
     finally:
-        os.kill(other.pid, signal.SIGKILL)
-        other.wait()
+        for point, tree in zip(points, trees, strict=True):
+            end_processes(point, tree.pid)
+            tree.wait()
+
+
+def test_an_interrupted_sweep_takes_its_processes_with_it(tmp_path):
+    codes = []
+
+    def run():
+        with open(os.devnull, 'w') as log:
+            codes.append(children.run(tmp_path, command, dict(os.environ), log))
+
+    command = [sys.executable, '-c', TREE, 'waits']
+    with Children() as children:
+        thread = threading.Thread(target=run)
+        thread.start()
+        wait_for(lambda: len(processes_of(tmp_path)) == 2, 10)
+    thread.join(timeout=10)
+    assert codes == [-signal.SIGKILL]
+    assert processes_of(tmp_path) == set()
+    with pytest.raises(SweepEndedError):
+        run()
+
+
+def test_workers_of_a_run_that_failed_are_ended(tmp_path):
+    command = [sys.executable, '-c', TREE, 'fails']
+    with Children() as children, open(os.devnull, 'w') as log:
+        assert children.run(tmp_path, command, dict(os.environ), log) == 3
+        assert processes_of(tmp_path) == set()
 
 
 def test_a_half_written_result_is_no_result(tmp_path, monkeypatch):

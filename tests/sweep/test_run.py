@@ -4,9 +4,17 @@ import json
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from prmim_adapters.commands.sweep import sweep
 from prmim_adapters.sweep import load_spec
-from prmim_adapters.sweep.results import ChangedSettingsError
+from prmim_adapters.sweep.processes import processes_of
+from prmim_adapters.sweep.results import (
+    ChangedSettingsError,
+    fingerprint,
+    read_json,
+    write_json,
+)
 from prmim_adapters.sweep.runner import run_sweep
 
 
@@ -51,7 +59,7 @@ def test_result_holds_accuracy_cost_and_environment(swept):
     assert own['cost']['training_gmacs'] > 2 * own['cost']['forward_gmacs']
     assert 0 < own['cost']['data_seconds'] < own['cost']['step_seconds']
     assert own['environment']['packages']['torch']
-    assert not list(out.rglob('running.json'))
+    assert not processes_of(out / 'mine' / 'near-0.25' / 'seed3')
 
 
 def test_a_point_holds_only_its_differences(swept):
@@ -80,3 +88,64 @@ def test_changed_settings_are_refused_before_anything_runs(swept, image_folder):
     with pytest.raises(ChangedSettingsError, match='holds the result of other settings'):
         run_sweep(load_spec(image_folder / 'changed.yaml'), out)
     assert (out / 'mine' / 'near-0.25' / 'seed3' / 'result.json').read_bytes() == before
+
+
+@pytest.fixture
+def begun(own_spec, tmp_path):
+    """A spec with resume, its only point, and the folder of that point, whose training is over."""
+    data = dict(own_spec, arms={}, verdict={}, seeds=[0], resume=True)
+    (tmp_path / 'spec.yaml').write_text(yaml.safe_dump(data))
+    spec = load_spec(tmp_path / 'spec.yaml')
+    (point,) = spec.points()
+    folder = tmp_path / 'out' / point.name
+    write_json(folder / 'settings.json', dict(settings=fingerprint(spec.settings(point))))
+    measurements = dict(
+        accuracy=dict(knn=90.0, linear=91.0),
+        cost=dict(forward_gmacs=1.5, training_gmacs=4.5),
+        environment=dict(gpu=None, processor='a processor'),
+    )
+    write_json(folder / 'train' / 'measurements.json', measurements)
+    return spec, point, folder
+
+
+def test_resume_keeps_the_measurements_of_a_finished_training(begun):
+    spec, _, folder = begun
+    assert run_sweep(spec, folder.parents[2]) == {}
+    result = read_json(folder / 'result.json')
+    assert (result['cost']['forward_gmacs'], result['accuracy']['knn']) == (1.5, 90.0)
+    assert not (folder / 'config.log').exists()
+
+
+@pytest.mark.parametrize('recorded', [dict(settings='0123456789abcdef'), None])
+def test_resume_refuses_a_run_begun_with_other_or_unknown_settings(begun, recorded):
+    spec, _, folder = begun
+    (folder / 'settings.json').unlink()
+    if recorded:
+        write_json(folder / 'settings.json', recorded)
+    with pytest.raises(ChangedSettingsError, match='holds an unfinished run of other settings'):
+        run_sweep(spec, folder.parents[2])
+
+
+def test_any_exception_of_a_point_is_a_recorded_failure(begun):
+    _, point, folder = begun
+    (folder / 'train' / 'measurements.json').write_text('{')
+    spec, out = folder.parents[3] / 'spec.yaml', folder.parents[2]
+    run = CliRunner().invoke(sweep, [str(spec), '--out', str(out)])
+    assert run.exit_code == 1, run.output
+    reason = read_json(folder / 'failure.json')['reason'].splitlines()
+    assert reason[0] == 'Traceback (most recent call last):'
+    assert reason[-1].startswith('JSONDecodeError: Expecting property name')
+    assert f'* failed: {point.name}: JSONDecodeError: Expecting' in (out / 'report.md').read_text()
+
+
+@pytest.mark.parametrize('base', ['missing.yaml', 'spec_without_config.yaml'])
+def test_missing_files_end_the_command_with_a_message(begun, own_spec, base):
+    folder = begun[2].parents[3]
+    spec = dict(own_spec, frameworks=dict(mine=dict(config='missing.py')))
+    (folder / 'spec_without_config.yaml').write_text(yaml.safe_dump(spec))
+    (folder / 'child.yaml').write_text(f'_base_: {base}\n')
+    run = CliRunner().invoke(sweep, [str(folder / 'child.yaml'), '--out', str(folder / 'new')])
+    assert run.exit_code == 1
+    assert 'Error: ' in run.output
+    assert 'missing.' in run.output
+    assert isinstance(run.exception, SystemExit)

@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from prmim_adapters.sweep import SpecError, load_spec
-from prmim_adapters.sweep.spec import Point
+from prmim_adapters.sweep.results import fingerprint
+from prmim_adapters.sweep.spec import Point, local_bases
 
 SPECS = sorted((Path(__file__).parents[2] / 'sweeps').glob('*.yaml'))
 
@@ -77,6 +78,33 @@ def test_specs_inherit_as_configs_do(load, tmp_path):
     assert (spec.seeds, spec.ratios) == ((5,), (0.5, 0.7))
 
 
+def test_local_base_files_of_a_config_are_part_of_the_identity(load, tmp_path):
+    point = Point('mae', 'plain', 0.5, 1)
+    (tmp_path / 'mae.py').write_text("_base_ = 'mmpretrain::mae/a.py'\nx = 1\n")
+    spec = load(minimal())
+    assert 'bases' not in spec.settings(point)
+    (tmp_path / 'mae.py').write_text("_base_ = ['common/a.py', 'mmpretrain::mae/a.py']\nx = 1\n")
+    (tmp_path / 'common').mkdir()
+    (tmp_path / 'common' / 'a.py').write_text("_base_ = './b.yaml'\ny = 1\n")
+    (tmp_path / 'common' / 'b.yaml').write_text('z: 1\n')
+    assert spec.settings(point)['bases'] == ["_base_ = './b.yaml'\ny = 1\n", 'z: 1\n']
+    before = fingerprint(spec.settings(point))
+    (tmp_path / 'common' / 'b.yaml').write_text('z: 2\n')
+    assert fingerprint(spec.settings(point)) != before
+
+
+@pytest.mark.parametrize('name', ['cifar10_simmim', 'cifar10_mff'])
+def test_bases_of_the_shipped_configs_are_found(name):
+    base = SPECS[0].parent / 'base'
+    assert local_bases(base / f'{name}.py') == [(base / 'cifar10_mae.py').read_text()]
+
+
+def test_a_missing_base_is_named(tmp_path):
+    (tmp_path / 'child.yaml').write_text('_base_: missing.yaml\n')
+    with pytest.raises(SpecError, match=r'child\.yaml: _base_: .*missing\.yaml.* relative to'):
+        load_spec(tmp_path / 'child.yaml')
+
+
 @pytest.mark.parametrize('text', ['- a list', 'seeds: [1', ''])
 def test_what_is_no_mapping_is_named(tmp_path, text):
     (tmp_path / 'spec.yaml').write_text(text)
@@ -96,6 +124,12 @@ def test_what_is_no_mapping_is_named(tmp_path, text):
         (dict(frameworks=dict(mae={})), "frameworks.mae: .* 'config'"),
         (dict(arms=dict(framework={})), "arms: 'framework' is the framework itself"),
         (dict(arms={'a/b': {}}), "'a/b': names become folders"),
+        (dict(arms=dict(a=3)), 'arms.a: expected names with their settings, found 3'),
+        (dict(ratios=[0.5, 0.501]), 'ratios: 0.50 occurs twice to two decimals'),
+        (dict(seeds=[0, 1, 0]), 'seeds: 0 occurs twice, and names one folder'),
+        (dict(transfers=dict(linear=dict(config='a.py'))), "transfers: 'linear' is a name of the"),
+        (dict(transfers=dict(train=dict(config='a.py'))), "transfers: 'train' is a name of the"),
+        (dict(transfers={'a/b': dict(config='a.py')}), "'a/b': names become folders"),
         (dict(arms=dict(a=dict(throw_ratio=0.5))), 'arms.a.throw_ratio: the axis `ratios` sets it'),
         (dict(verdict=dict(plain='x')), "verdict.plain: 'x' is no arm; arms are plain"),
         (dict(evaluation=dict(train={}, test={})), 'evaluation: .*num_classes'),
