@@ -15,6 +15,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from .inheritance import merge
 from .spec import FRAMEWORK_ARM, Framework, Point, Spec, SpecError, Transfer
 
 _TRANSFER_IMPORTS = ['prmim_adapters.openmmlab']
@@ -115,20 +116,6 @@ def render(source: str, differences: dict[str, Any]) -> str:
     """Text of a config with ``_base_ = source`` and these top-level keys."""
     lines = [f'{key} = {value!r}\n' for key, value in differences.items()]
     return f'_base_ = {source!r}\n' + ''.join(lines)
-
-
-def merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """``second`` over ``first``, mapping by mapping, as mmengine merges a child config.
-
-    A mapping with ``_delete_`` in ``second`` replaces the one in ``first``.
-    """
-    result = dict(first)
-    for key, value in second.items():
-        old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and not value.get('_delete_'):
-            value = merge(old, value)
-        result[key] = value
-    return result
 
 
 def _read(path: Path) -> dict[str, Any]:

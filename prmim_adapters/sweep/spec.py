@@ -2,20 +2,19 @@
 """The specification of a sweep: a YAML file, checked as it is read.
 
 A sweep is the product frameworks x arms x throw ratios x seeds. Every point of it is one ordinary
-``mim train`` run. Specs inherit as mmengine's configs do (``_base_``, ``_delete_``). See
-``docs/sweep.md`` for a commented example.
+``mim train`` run. See ``docs/sweep.md`` for a commented example.
 """
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
-from mmengine.config import Config
+
+from .inheritance import local_bases, read_spec
 
 #: The arm that is the framework itself, without partial reconstruction.
 FRAMEWORK_ARM = 'framework'
@@ -178,40 +177,6 @@ class Spec:
         return dict(settings, bases=bases) if bases else settings
 
 
-def local_bases(config: Path) -> list[str]:
-    """Texts of the files that a config inherits, those of packages (``package::name``) left out.
-
-    A file that is missing or cannot be read has none: whoever reads the config names the mistake.
-    """
-    texts = []
-    for name in _base_names(config):
-        base = config.parent / name
-        if '::' not in name and base.is_file():
-            texts += [base.read_text(), *local_bases(base)]
-    return texts
-
-
-def _base_names(config: Path) -> list[str]:
-    try:
-        found = _python_base(config) if config.suffix == '.py' else _yaml_base(config)
-    except (OSError, ValueError, SyntaxError, yaml.YAMLError):
-        return []
-    return [found] if isinstance(found, str) else list(found or [])
-
-
-def _python_base(config: Path) -> Any:
-    """The value of ``_base_ = ...``; None if there is no such line."""
-    for line in ast.parse(config.read_text()).body:
-        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == '_base_':
-            return ast.literal_eval(line.value)
-    return None
-
-
-def _yaml_base(config: Path) -> Any:
-    data = yaml.safe_load(config.read_text())
-    return data.get('_base_') if isinstance(data, dict) else None
-
-
 def load_spec(path: str | Path) -> Spec:
     """Read and check a spec, merged into the ones that its ``_base_`` names.
 
@@ -222,8 +187,8 @@ def load_spec(path: str | Path) -> Spec:
     """
     path = Path(path)
     try:
-        data = Config.fromfile(path).to_dict()
-    except (yaml.YAMLError, AttributeError) as error:  # the latter: no mapping
+        data = read_spec(path)
+    except (yaml.YAMLError, TypeError) as error:
         raise SpecError(f'{path}: expected YAML with a mapping of keys: {error}') from None
     except FileNotFoundError as error:
         if not path.exists():

@@ -73,7 +73,7 @@ def test_specs_inherit_as_configs_do(load, tmp_path):
     assert spec.arms == {'near': {'aggregator': 'nearest'}}
     assert spec.options == {
         'train_cfg': {'max_epochs': 3, 'val_begin': 2},
-        'hook': {'interval': 4},
+        'hook': {'_delete_': True, 'interval': 4},  # the framework's hook is replaced as well
     }
     assert (spec.seeds, spec.ratios) == ((5,), (0.5, 0.7))
 
