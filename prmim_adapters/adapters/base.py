@@ -9,6 +9,7 @@ runs the heavy network on present tokens only. The subclasses find the shared pa
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import nn
 
 from ..core import PartialReconstruction
@@ -222,21 +222,21 @@ def _build(
     return PartialReconstruction(
         throw_ratio,
         grid,
-        _build_sampler(sampler, grid),
+        _build_sampler(sampler),
         [_build_aggregator(s, adapter, model) for s in stages if s is not None],
         num_prefix=adapter.num_prefix(model),
         **options,
     )
 
 
-def _build_sampler(spec: Spec, grid: Grid) -> Sampler:
+def _build_sampler(spec: Spec) -> Sampler:
     name, options = _name_and_options('sampler', spec)
     function = SAMPLERS.get(name)
-    sampler = functools.partial(function, **options) if options else function
-    # a wrong option shows here rather than in the first step; the global random state stays
-    mask = torch.ones(1, math.prod(grid), dtype=torch.bool, device='cpu')
-    sampler(mask, 1, grid, torch.Generator())
-    return sampler
+    try:  # a wrong option shows here rather than in the first step
+        inspect.signature(function).bind('mask', 'num_kept', 'grid', 'generator', **options)
+    except TypeError as error:
+        raise TypeError(f'sampler {name!r}, called with {options}: {error}') from None
+    return functools.partial(function, **options) if options else function
 
 
 def _build_aggregator(spec: Any, adapter: type[Adapter], model: nn.Module) -> nn.Module:

@@ -70,14 +70,18 @@ class PRViTMAEForPreTraining(ViTMAEForPreTraining):
 
     partial: PartialReconstruction
 
-    def forward(self, pixel_values: Tensor | None = None, **kwargs: Any) -> Any:
-        """Upstream's output for pixel_values (B, 3, H, W)."""
-        output = super().forward(pixel_values, **kwargs)
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        noise: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Upstream's output for pixel_values (B, 3, H, W) and noise (B, L)."""
+        output = super().forward(pixel_values, noise, interpolate_pos_encoding, **kwargs)
         if not changes_loss(self.partial):
             return output
-        target = self.patchify(
-            pixel_values, interpolate_pos_encoding=kwargs.get('interpolate_pos_encoding')
-        )
+        target = self.patchify(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         if self.config.norm_pix_loss:
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
@@ -118,9 +122,15 @@ class PRViTModel(ViTModel):
 
     partial: PartialReconstruction
 
-    def forward(self, pixel_values: Tensor | None = None, **kwargs: Any) -> Any:
-        """Upstream's output for pixel_values (B, 3, H, W)."""
-        output = super().forward(pixel_values, **kwargs)
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        bool_masked_pos: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Upstream's output for pixel_values (B, 3, H, W), bool_masked_pos (B, L), 1 = masked."""
+        output = super().forward(pixel_values, bool_masked_pos, interpolate_pos_encoding, **kwargs)
         partition, self.embeddings.partition = self.embeddings.partition, None
         if partition is None:
             return output
@@ -145,10 +155,11 @@ class PRViTForMaskedImageModeling(ViTForMaskedImageModeling):
         self,
         pixel_values: Tensor | None = None,
         bool_masked_pos: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Upstream's output for pixel_values (B, 3, H, W), bool_masked_pos (B, L), 1 = masked."""
-        output = super().forward(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
+        output = super().forward(pixel_values, bool_masked_pos, interpolate_pos_encoding, **kwargs)
         return reweighted(self.partial, output, pixel_values, bool_masked_pos)
 
 

@@ -77,10 +77,11 @@ class PRSwinForMaskedImageModeling(SwinForMaskedImageModeling):
         self,
         pixel_values: Tensor | None = None,
         bool_masked_pos: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Upstream's output for pixel_values (B, 3, H, W), bool_masked_pos (B, h * w)."""
-        output = super().forward(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
+        output = super().forward(pixel_values, bool_masked_pos, interpolate_pos_encoding, **kwargs)
         return reweighted(self.partial, output, pixel_values, bool_masked_pos)
 
 

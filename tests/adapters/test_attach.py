@@ -68,12 +68,7 @@ def mae(**changes) -> nn.Module:
         (
             dict(sampler=dict(type='farthest', seed=1)),
             TypeError,
-            "unexpected keyword argument 'seed'",
-        ),
-        (
-            dict(sampler=dict(type='farthest', seeds='all')),
-            ValueError,
-            "seeds='all': allowed are 'visible' and 'none'",
+            r"sampler 'farthest', called with \{'seed': 1\}: got an unexpected keyword argument",
         ),
         (dict(thrown_weight=-1), ValueError, r'thrown_weight=-1: must be between 0 and inf'),
         (dict(max_masked_share=2), ValueError, r'max_masked_share=2: must be between 0 and 1'),

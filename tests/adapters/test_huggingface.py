@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the contract matrix does not ask of the Hugging Face adapters."""
 
+import inspect
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -138,6 +140,22 @@ def test_save_and_load(subject, tmp_path):
     expected = call(model).loss
     torch.manual_seed(3)
     assert torch.equal(call(upstream).loss, expected)
+
+
+@pytest.mark.parametrize('build', [vitmae, vit, swin])
+def test_the_signature_stays(build):
+    """Trainer chooses the columns of a data set by it, and callers pass arguments by position."""
+    model = build()
+    names = list(inspect.signature(model.forward).parameters)[:3]
+    prmim.attach(model, throw_ratio=0.25)
+    assert list(inspect.signature(model.forward).parameters)[:3] == names
+    images = torch.rand(2, 3, 32, 32)
+    if build is vitmae:
+        noise = torch.rand(2, 64, generator=torch.Generator().manual_seed(1))
+        masks = [model(images, noise, False).mask for _ in range(2)]
+        assert torch.equal(*masks)
+    else:
+        assert model(images, None, False).reconstruction.shape == images.shape
 
 
 def test_images_without_a_mask_are_encoded_whole():
