@@ -43,6 +43,7 @@ class Trial:
         checkpoint: the last one of a run of one epoch, below {out}.
         images: to train on.
         finetuning_images: to fine-tune on; iBOT's kNN needs a hundred.
+        also: other scripts that load that checkpoint, run to see that they do.
     """
 
     folder: str
@@ -53,6 +54,7 @@ class Trial:
     checkpoint: str
     images: int = 32
     finetuning_images: int = 8
+    also: tuple[str, ...] = ()
 
 
 SIMMIM = (
@@ -77,6 +79,11 @@ TRIALS = {
         log='log.txt',
         checkpoint='checkpoint-0.pth',
         images=16,
+        also=(
+            'main_linprobe.py --device cpu --model vit_base_patch16 --batch_size 4 --epochs 1 '
+            f'{COMMON} --data_path {{small}} --output_dir {{out}}/lp --log_dir {{out}}/lp '
+            '--finetune {out}/checkpoint-0.pth',
+        ),
     ),
     'simmim-vit': Trial(
         folder='SimMIM',
@@ -109,6 +116,15 @@ TRIALS = {
         + SWIN,
         log='m/t/log_rank0.txt',
         checkpoint='m/t/ckpt_epoch_0.pth',
+        also=(  # window 7 after window 6
+            'main_finetune.py --cfg configs/swin_base__100ep/'
+            'simmim_finetune__swin_base__img224_window7__100ep.yaml --data-path {small} '
+            '--pretrained {out}/m/t/ckpt_epoch_0.pth '
+            + SIMMIM.replace('{epochs}', '1')
+            .replace('--batch-size 8', '--batch-size 4')
+            .replace('{out}', '{out}/ft7')
+            + SWIN,
+        ),
     ),
     'convnextv2': Trial(
         folder='ConvNeXt-V2',
@@ -187,6 +203,8 @@ def measure(trial: Trial, upstream: Path, data: Path, small: Path, scratch: Path
     checkpoint = outputs['half'] / trial.checkpoint
     saved = checkpoint.stat().st_size
     tuned = run(folder, command(trial.finetune, outputs['half']))
+    for template in trial.also:
+        run(folder, command(template, outputs['half']))
     again = command(f'{trial.pretrain} {trial.resume}', outputs['half'], epochs=4)
     run(folder, again, 'PRMIM_THROW_RATIO=0.5')
     patching.undo(folder, repository)
@@ -211,6 +229,7 @@ def measure(trial: Trial, upstream: Path, data: Path, small: Path, scratch: Path
         ],
         pretraining_command=f'PRMIM_THROW_RATIO=0.5 prmim run {trial.pretrain}',
         finetuning_command=f'prmim run {trial.finetune}',
+        also_ran=[f'prmim run {template}' for template in trial.also],
     )
 
 

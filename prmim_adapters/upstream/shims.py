@@ -17,6 +17,7 @@ import math
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -77,7 +78,7 @@ class _Version(str):
 @shim('timm-version')
 def timm_version(script: Path, arguments: list[str]) -> bool:
     """timm.__version__ == '0.3.2', which scripts assert (mae, ConvNeXt-V2)."""
-    timm = _timm()
+    timm = _module('timm')
     if timm is None or timm.__version__ == '0.3.2':
         return False
     timm.__version__ = _Version(timm.__version__)
@@ -87,7 +88,7 @@ def timm_version(script: Path, arguments: list[str]) -> bool:
 @shim('timm-block')
 def timm_block(script: Path, arguments: list[str]) -> bool:
     """The argument qk_scale=None of timm's Block, gone in timm 0.4.12 (mae)."""
-    module = _timm('timm.models.vision_transformer')
+    module = _module('timm.models.vision_transformer')
     if module is None or 'qk_scale' in inspect.signature(module.Block).parameters:
         return False
     block = module.Block
@@ -106,7 +107,7 @@ def timm_block(script: Path, arguments: list[str]) -> bool:
 @shim('timm-vit-head')
 def timm_vit_head(script: Path, arguments: list[str]) -> bool:
     """Subclasses of timm's ViT that pool in forward_features(x), as before timm 0.6 (mae)."""
-    module = _timm('timm.models.vision_transformer')
+    module = _module('timm.models.vision_transformer')
     if module is None or not hasattr(module.VisionTransformer, 'forward_head'):
         return False
     forward = module.VisionTransformer.forward
@@ -123,7 +124,7 @@ def timm_vit_head(script: Path, arguments: list[str]) -> bool:
 @shim('timm-weight-decay')
 def timm_weight_decay(script: Path, arguments: list[str]) -> bool:
     """timm.optim.optim_factory.add_weight_decay, renamed in timm 0.6 (mae, ConvNeXt-V2)."""
-    module = _timm('timm.optim.optim_factory')
+    module = _module('timm.optim.optim_factory')
     if module is None or hasattr(module, 'add_weight_decay'):
         return False
     module.add_weight_decay = module.param_groups_weight_decay
@@ -133,12 +134,12 @@ def timm_weight_decay(script: Path, arguments: list[str]) -> bool:
 @shim('timm-optimizers')
 def timm_optimizers(script: Path, arguments: list[str]) -> bool:
     """Names of optimizers gone from timm, to be imported, not used (ConvNeXt-V2 fine-tuning)."""
-    if _timm() is None:
+    if _module('timm') is None:
         return False
     missing = [
         (module, name)
         for module, name in (('nadam', 'Nadam'), ('novograd', 'NovoGrad'), ('radam', 'RAdam'))
-        if not hasattr(_timm(f'timm.optim.{module}'), name)
+        if not hasattr(_module(f'timm.optim.{module}'), name)
     ]
     for module, name in missing:
         path = f'timm.optim.{module}'
@@ -154,7 +155,7 @@ def _refuse_optimizer(name: str, *args: Any, **kwargs: Any) -> None:
 @shim('timm-interpolation')
 def timm_interpolation(script: Path, arguments: list[str]) -> bool:
     """timm.data.transforms._pil_interp, gone in timm 0.6 (SimMIM)."""
-    module = _timm('timm.data.transforms')
+    module = _module('timm.data.transforms')
     if module is None or hasattr(module, '_pil_interp'):
         return False
     module._pil_interp = module.str_to_interp_mode
@@ -164,7 +165,7 @@ def timm_interpolation(script: Path, arguments: list[str]) -> bool:
 @shim('timm-cosine')
 def timm_cosine(script: Path, arguments: list[str]) -> bool:
     """The argument t_mul of timm's CosineLRScheduler, renamed in timm 0.5 (SimMIM)."""
-    module = _timm('timm.scheduler.cosine_lr')
+    module = _module('timm.scheduler.cosine_lr')
     if module is None or 't_mul' in inspect.signature(module.CosineLRScheduler).parameters:
         return False
     scheduler = module.CosineLRScheduler
@@ -175,6 +176,48 @@ def timm_cosine(script: Path, arguments: list[str]) -> bool:
 
     module.CosineLRScheduler = CosineLRScheduler
     return True
+
+
+@shim('torchvision-image-size')
+def torchvision_image_size(script: Path, arguments: list[str]) -> bool:
+    """torchvision's _get_image_size, public since 0.13 (mae linear probe, ibot correspondence)."""
+    module = _module('torchvision.transforms.functional')
+    if module is None or hasattr(module, '_get_image_size'):
+        return False
+    module._get_image_size = module.get_image_size  # both: [width, height]
+    return True
+
+
+@shim('scipy-interp2d')
+def scipy_interp2d(script: Path, arguments: list[str]) -> bool:
+    """scipy.interpolate.interp2d on regular grids, gone in SciPy 1.14 (SimMIM, ibot fine-tuning)."""
+    module = _module('scipy.interpolate')
+    if module is None:
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', DeprecationWarning)
+            module.interp2d([0, 1], [0, 1], [[0, 0], [0, 0]])
+    except (AttributeError, NotImplementedError):  # SciPy keeps the name, to say that it is gone
+        module.interp2d = _interp2d
+        return True
+    return False
+
+
+def _interp2d(x: Any, y: Any, z: Any, kind: str = 'linear') -> Callable[[Any, Any], Any]:
+    """A function of x and y through z[y, x]; outside the grid it has the value at the edge."""
+    import numpy as np
+    from scipy.interpolate import RectBivariateSpline
+
+    degree = {'linear': 1, 'cubic': 3, 'quintic': 5}[kind]
+    grid = np.reshape(z, (len(y), len(x)))
+    spline = RectBivariateSpline(x, y, grid.T, kx=degree, ky=degree)
+
+    def interpolated(x: Any, y: Any) -> Any:
+        values = spline(np.sort(np.atleast_1d(x)), np.sort(np.atleast_1d(y))).T
+        return values[0] if len(values) == 1 else values
+
+    return interpolated
 
 
 @shim('minkowski')
@@ -209,6 +252,43 @@ def trusted_resume(script: Path, arguments: list[str]) -> bool:
     return True
 
 
+@shim('process-group')
+def process_group(script: Path, arguments: list[str]) -> bool:
+    """A process group for scripts that cannot run without: of one, or srun's tasks (SimMIM, iBOT)."""
+    makes_one = 'init_process_group(' in script.read_text(encoding='utf-8')
+    ibot = any((folder / 'main_ibot.py').exists() for folder in script.resolve().parents[:2])
+    if 'RANK' in os.environ or not (makes_one or ibot):
+        return False
+    rank, local, tasks = _slurm_task()
+    if tasks > 1:
+        missing = [name for name in ('MASTER_ADDR', 'MASTER_PORT') if name not in os.environ]
+        if missing:
+            raise SystemExit(
+                f'prmim run: task {rank} of {tasks} under SLURM: export {" and ".join(missing)} '
+                'before srun, MASTER_ADDR being the node of task 0 and MASTER_PORT a free port there; '
+                'for a single process unset SLURM_PROCID'
+            )
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(tasks), LOCAL_RANK=str(local))
+        return True
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    os.environ.update(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0')
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    return True
+
+
+def _slurm_task() -> tuple[int, int, int]:
+    """Rank, local rank and number of the tasks that srun started; 0, 0, 1 without srun."""
+    known = os.environ
+    if 'SLURM_PROCID' not in known:
+        return 0, 0, 1
+    tasks = int(known.get('SLURM_STEP_NUM_TASKS') or known.get('SLURM_NTASKS') or 1)
+    local = int(known.get('SLURM_LOCALID') or 0)
+    devices = torch.cuda.device_count()  # one, where srun binds a GPU to each task
+    return int(known['SLURM_PROCID']), local % devices if devices else local, tasks
+
+
 @shim('local-rank')
 def local_rank(script: Path, arguments: list[str]) -> bool:
     """--local_rank where a script requires it, and torch's new spelling --local-rank (all four)."""
@@ -225,21 +305,6 @@ def local_rank(script: Path, arguments: list[str]) -> bool:
     return changed
 
 
-@shim('process-group')
-def process_group(script: Path, arguments: list[str]) -> bool:
-    """A process group of one for scripts that cannot run without (SimMIM, iBOT)."""
-    makes_one = 'init_process_group(' in script.read_text(encoding='utf-8')
-    ibot = any((folder / 'main_ibot.py').exists() for folder in script.resolve().parents[:2])
-    if 'RANK' in os.environ or not (makes_one or ibot):
-        return False
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    os.environ.update(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0')
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    return True
-
-
 @shim('cpu')
 def cpu(script: Path, arguments: list[str]) -> bool:
     """Calls that need CUDA, on a machine without (all four; to try things out)."""
@@ -251,8 +316,8 @@ def cpu(script: Path, arguments: list[str]) -> bool:
     return True
 
 
-def _timm(name: str = 'timm') -> Any | None:
-    """A module of timm; None if there is no such module."""
+def _module(name: str) -> Any | None:
+    """A module; None if there is no such module."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:

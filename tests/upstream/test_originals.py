@@ -2,9 +2,11 @@
 """Adapters on the classes of the original repositories, small, where checkouts are present."""
 
 import copy
+import logging
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -15,6 +17,7 @@ from torch.testing import assert_close
 import prmim_adapters as prmim
 from prmim_adapters.adapters import partial_of
 from prmim_adapters.core import PartialReconstruction
+from prmim_adapters.upstream.shims import SHIMS
 
 
 def unit_masks(masked: int, scale: int, batch: int = 3, side: int = 6) -> torch.Tensor:
@@ -407,3 +410,58 @@ def test_fcmae_encoder_equals_this_packages(upstream_modules):
     mask = torch.ones(3, 16).scatter(1, order[:, :6], 0.0)
     expected = ours(noise(3, 3, 128, 128), mask.bool())[0]
     assert_close(theirs(noise(3, 3, 128, 128), mask), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_mae_linear_probe_crops(upstream_modules, monkeypatch):
+    functional = pytest.importorskip('torchvision.transforms.functional')
+    folder = upstream_modules('mae')
+    from util.crop import RandomResizedCrop
+
+    shown = getattr(functional, '_get_image_size', None)
+    monkeypatch.setattr(functional, '_get_image_size', shown, raising=False)
+    if shown is None:
+        del functional._get_image_size
+    SHIMS['torchvision-image-size'](folder / 'main_linprobe.py', [])
+    assert RandomResizedCrop(8)(torch.rand(3, 5, 30)).shape == (3, 8, 8)
+    top, left, height, width = RandomResizedCrop.get_params(torch.rand(3, 5, 30), (1, 1), (6, 6))
+    assert (top, left, height, width) == (0, 0, 5, 30)
+
+
+def test_simmim_fine_tuning_with_another_window(upstream_modules, monkeypatch):
+    """Position biases that rise linearly rise as they did, from window 6 to 7 and 6 x 6 to 7 x 7."""
+    interpolate = pytest.importorskip('scipy.interpolate')
+    folder = upstream_modules('simmim')
+    import utils
+
+    monkeypatch.setattr(interpolate, 'interp2d', getattr(interpolate, 'interp2d', None))
+    SHIMS['scipy-interp2d'](folder / 'main_finetune.py', [])
+
+    def ramp(positions):
+        y, x = torch.meshgrid(positions, positions, indexing='ij')
+        return torch.stack([2 * x - y, x + 3 * y + 1], -1).flatten(0, 1)
+
+    root = torch.linalg.eigvals(  # 1 + r + r^2 + r^3 + r^4 = 6: upstream's distances end at 6
+        torch.tensor(
+            [[-1.0, -1, -1, 5], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], dtype=torch.double
+        )
+    )
+    r = root.real[(root.imag == 0) & (root.real > 1)]
+    distances = torch.cat([r**i for i in range(5)]).cumsum(0)
+    before = ramp(torch.cat([-distances.flip(0), torch.zeros(1), distances])).float()
+    expected = ramp(torch.arange(-6.0, 7))
+
+    key = 'relative_position_bias_table'
+    swin = SimpleNamespace(state_dict=lambda: {key: torch.zeros(13 * 13, 2)})
+    tables = utils.remap_pretrained_keys_swin(swin, {key: before}, logging.getLogger())
+    assert_close(tables[key], expected, rtol=0, atol=1e-4)
+
+    extra = torch.tensor([[7.0, 8.0]] * 3)
+    name = f'blocks.0.attn.{key}'
+    vit = SimpleNamespace(
+        get_num_layers=lambda: 1,
+        patch_embed=SimpleNamespace(patch_shape=(7, 7)),
+        state_dict=lambda: {name: torch.zeros(13 * 13 + 3, 2)},
+    )
+    shared = {f'rel_pos_bias.{key}': torch.cat([before, extra])}
+    tables = utils.remap_pretrained_keys_vit(vit, shared, logging.getLogger())
+    assert_close(tables[name], torch.cat([expected, extra]), rtol=0, atol=1e-4)

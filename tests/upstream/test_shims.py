@@ -2,6 +2,7 @@
 """Each shim against the installed libraries, in one process with shims and one without."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,30 @@ USES = {
                                       cycle_limit=1, t_in_epochs=False)
         scheduler.step_update(5)
         assert abs(optimizer.param_groups[0]['lr'] - 0.5) < 1e-6
+    """,
+    'torchvision-image-size': """
+        import torch
+        from PIL import Image
+        from torchvision.transforms import functional
+        assert functional._get_image_size(torch.zeros(3, 4, 6)) == [6, 4]
+        assert functional._get_image_size(Image.new('RGB', (6, 4))) == [6, 4]
+    """,
+    'scipy-interp2d': """
+        import numpy as np
+        from scipy import interpolate
+        x, y = [-5.0, -3, -1, 0, 1, 3, 5], [-2.0, -1, 0, 2, 4]
+
+        def cubic(x, y):
+            x, y = np.meshgrid(x, y)
+            return x**3 - 2 * x * y**2 + 3 * y + 1
+
+        smooth = interpolate.interp2d(x, y, cubic(x, y), kind='cubic')
+        at_x, at_y = np.arange(-4, 5), np.array([-1.5, 0.5, 3])
+        assert smooth(at_x, at_y).shape == (3, 9)
+        assert np.allclose(smooth(at_x, at_y), cubic(at_x, at_y))
+        assert np.allclose(smooth([2, -7], [9]), cubic([-5, 2], [4])[0])
+        ramp = interpolate.interp2d([0, 1], [0, 1, 2], np.arange(6))
+        assert np.allclose(ramp(0.5, 1.5), [3.5])
     """,
     'minkowski': """
         from MinkowskiEngine import MinkowskiDepthwiseConvolution, SparseTensor
@@ -251,6 +276,66 @@ def test_local_rank_of_the_launcher_is_used(tmp_path, monkeypatch):
         arguments = list(given)
         assert SHIMS['local-rank'](script, arguments) == (given != expected)
         assert arguments == expected
+
+
+NAMES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')
+SLURM = {'SLURM_PROCID': '11', 'SLURM_LOCALID': '3', 'SLURM_NTASKS': '16'}
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch):
+    """``task(**environment)``: arguments and group of a script that makes one, started by srun."""
+    script = written(
+        tmp_path, "p.add_argument('--local_rank', required=True); init_process_group()"
+    )
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+
+    def start(**environment):
+        for name in (*NAMES, *SLURM, 'SLURM_STEP_NUM_TASKS', 'MASTER_ADDR', 'MASTER_PORT'):
+            monkeypatch.setenv(name, '')  # so that what a shim sets is gone after the test
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        arguments = []
+        for name, shim in SHIMS.items():
+            if name in ('process-group', 'local-rank'):
+                shim(script, arguments)
+        return arguments, [os.environ.get(name) for name in NAMES]
+
+    return start
+
+
+def test_group_of_srun(task, monkeypatch):
+    master = {'MASTER_ADDR': 'node7', 'MASTER_PORT': '29500'}
+    assert task(**SLURM, **master) == (['--local_rank', '3'], ['11', '16', '3'])
+    assert os.environ['MASTER_ADDR'] == 'node7'
+    assert task(**SLURM, **master, SLURM_STEP_NUM_TASKS='12')[1] == ['11', '12', '3']
+    assert task(**SLURM, **master, RANK='1', WORLD_SIZE='2', LOCAL_RANK='1') == (
+        ['--local_rank', '1'],
+        ['1', '2', '1'],
+    )
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)  # srun --gpus-per-task 1
+    assert task(**SLURM, **master) == (['--local_rank', '0'], ['11', '16', '0'])
+
+
+def test_group_of_srun_needs_an_address(task):
+    with pytest.raises(
+        SystemExit, match=r'task 11 of 16 .* export MASTER_ADDR and MASTER_PORT bef'
+    ):
+        task(**SLURM)
+    with pytest.raises(SystemExit, match='export MASTER_PORT before'):
+        task(**SLURM, MASTER_ADDR='node7')
+
+
+def test_one_task_of_slurm_is_alone(task):
+    for environment in (
+        {},
+        {'SLURM_NTASKS': '8'},  # salloc, without srun
+        {'SLURM_PROCID': '0', 'SLURM_NTASKS': '1'},
+        {'SLURM_PROCID': '0', 'SLURM_NTASKS': '8', 'SLURM_STEP_NUM_TASKS': '1'},  # srun --pty
+    ):
+        assert task(**environment) == (['--local_rank', '0'], ['0', '1', '0'])
+        assert os.environ['MASTER_ADDR'] == '127.0.0.1'
 
 
 def test_errors(tmp_path):
