@@ -70,7 +70,7 @@ def test_list():
 
 
 def test_cost(config, tmp_path):
-    picture = tmp_path / 'cost.png'
+    picture = tmp_path / 'new' / 'cost.png'
     result = run('cost', config, '--ratio', '0.25', '--ratio', '0.5', '--json', '--plot', picture)
     costs = json.loads(result.stdout)['costs']
     assert [c['label'] for c in costs] == [
@@ -99,6 +99,7 @@ def test_cost_table_says_what_it_does_not_count(config):
         (['--ratio', '0.9'], 'throw_ratio=0.9 throws 58 of 64 tokens'),
         (['--ratio', 'nan'], 'throw_ratio=nan'),
         (['--batch-size', '1'], 'batch-size'),
+        (['--ratio', '0.25', '--plot', '.'], "File '.' is a directory"),
     ],
 )
 def test_cost_refuses(config, arguments, message):
@@ -114,7 +115,7 @@ def test_cost_of_no_file():
 
 
 def test_bench(config, tmp_path):
-    out = tmp_path / 'bench.json'
+    out = tmp_path / 'new' / 'bench.json'
     options = ('--steps', '3', '--warmup', '1', '--batch-size', '2', '--device', 'cpu')
     result = run('bench', config, *options, '--no-memory', '--out', str(out))
     data = json.loads(out.read_text())

@@ -23,9 +23,12 @@ import click
     '--precision', default='fp32', show_default=True, type=click.Choice(['fp32', 'bf16'])
 )
 @click.option('--compile/--no-compile', 'compiled', default=False, help='Use torch.compile.')
-@click.option('--threads', type=int, default=None, help="Torch's threads on the CPU.")
+@click.option('--threads', type=click.IntRange(min=1), help="Torch's threads on the CPU.")
 @click.option('--attention', default='fused', type=click.Choice(['fused', 'explicit']))
-@click.option('--processes', default=1, show_default=True, help='DistributedDataParallel if > 1.')
+@click.option(
+    '--processes', default=1, show_default=True, type=click.IntRange(min=1),
+    help='DistributedDataParallel if > 1.',
+)  # fmt: skip
 @click.option('--memory/--no-memory', default=True, help='Measure peak memory.')
 @click.option('--data', is_flag=True, help="Also time the config's data loader; needs its files.")
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON instead of a markdown table.')
@@ -60,9 +63,10 @@ def bench(
         )
         if data:
             report = replace(report, data_seconds=measuring.data_seconds(config, batch_size))
-    except (FileNotFoundError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     text = json.dumps(report.to_dict(), indent=2)
-    if out:
-        Path(out).write_text(text + '\n')
     click.echo(text if as_json else report.markdown())
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(text + '\n')

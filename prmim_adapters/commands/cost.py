@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -35,11 +36,10 @@ def cost(
         variants = build_variants(settings, ratios)
         batch = make_batch(settings, variants[0].model, batch_size=batch_size)
         report = compare(variants, batch, settings.get('optim_wrapper', {}).get('optimizer'))
-    except (FileNotFoundError, KeyError, TypeError, UndercountError, ValueError) as error:
+    except (KeyError, OSError, TypeError, UndercountError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+    table = f'{report.markdown()}\n\n{report.notes}'
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else table)
     if picture:
+        Path(picture).parent.mkdir(parents=True, exist_ok=True)
         plot(report, picture)
-    if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=2))
-        return
-    click.echo(f'{report.markdown()}\n\n{report.notes}')

@@ -34,7 +34,7 @@ def export(checkpoint: str, out: str, config: str | None, encoder: str, as_json:
         raise click.UsageError(f'OUT is {out!r}: give a .safetensors (timm) or .pth (mmpretrain)')
     try:
         report = export_encoder(checkpoint, out, config, encoder)
-    except (ValueError, RuntimeError) as error:
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(json.dumps(report))

@@ -9,12 +9,15 @@ import click
 
 
 @click.command('show')
-@click.argument('config', type=click.Path(exists=True, dir_okay=False))
+@click.argument('config')
 @click.argument('checkpoint')
 @click.argument('images', nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
 @click.option('--out', default='reconstruction.png', show_default=True, help='Picture to write.')
 @click.option('--seed', default=0, show_default=True, help='Of the masks.')
-@click.option('--side', default=192, show_default=True, help='Height of a panel in pixels.')
+@click.option(
+    '--side', default=192, show_default=True, type=click.IntRange(min=1),
+    help='Height of a panel in pixels.',
+)  # fmt: skip
 @click.option(
     '--throw-ratio', type=float, default=None, help="In place of the config's (weights stay)."
 )
@@ -27,17 +30,20 @@ def show(
     CONFIG is a pre-training config of type PRMIM and CHECKPOINT one of its checkpoints. A model
     that predicts features instead of pixels has no reconstruction to show.
     """
-    from mmengine.config import Config
+    from PIL import Image
 
+    from ..accounting.variants import load_config
     from ..visualization import load_images, load_model, observe, panels
 
-    settings = Config.fromfile(config)
-    if throw_ratio is not None:
-        settings.model.throw_ratio = throw_ratio
+    if Path(out).suffix.lower() not in Image.registered_extensions():
+        raise click.UsageError(f'--out is {out!r}: give a picture, as reconstruction.png')
     try:
+        settings = load_config(config)
+        if throw_ratio is not None:
+            settings.model.throw_ratio = throw_ratio
         model = load_model(settings, checkpoint)
         observation = observe(model, load_images(settings, images, seed), seed)
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (KeyError, OSError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     panels(observation, side).save(out)

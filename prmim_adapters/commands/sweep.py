@@ -17,7 +17,9 @@ import click
     default=None,
     help='Folder of the results.  [default: work_dirs/sweeps/<name of SPEC>]',
 )
-@click.option('--jobs', default=1, show_default=True, help='Points run at a time.')
+@click.option(
+    '--jobs', default=1, show_default=True, type=click.IntRange(min=1), help='Points run at a time.'
+)
 @click.option('--devices', default=None, help='CUDA devices to share among the jobs: 0,1,2,3.')
 @click.option(
     '--launcher',
@@ -26,7 +28,9 @@ import click
     show_default=True,
     help="mim's launcher, for each point.",
 )
-@click.option('--gpus', default=1, show_default=True, help='GPUs of each point.')
+@click.option(
+    '--gpus', default=1, show_default=True, type=click.IntRange(min=1), help='GPUs of each point.'
+)
 @click.option('--gpus-per-node', type=int, default=None, help='Slurm only.')
 @click.option('--cpus-per-task', type=int, default=None, help='Slurm only.')
 @click.option('--partition', default=None, help='Slurm only.')

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..accounting.variants import load_config
 from .converter import Converter
 
 #: Largest difference of features, relative to their largest value, that counts as equal in fp32.
@@ -184,9 +185,7 @@ def _model_config(
     content: dict[str, Any], config: str | Path | None, checkpoint: str | Path
 ) -> dict[str, Any]:
     if config is not None:
-        from mmengine.config import Config
-
-        return Config.fromfile(str(config)).model.to_dict()
+        return load_config(config).model.to_dict()
     text = content.get('meta', {}).get('cfg')
     if not isinstance(text, str):
         raise ValueError(f'{checkpoint} holds no config; give the training config with --config')

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmengine.config import Config
 
+from ..accounting.variants import build_model
+from ..adapters import attach, detach
 from .inheritance import merge
 from .spec import FRAMEWORK_ARM, Framework, Point, Spec, SpecError, Transfer
 
@@ -47,6 +50,26 @@ def check_configs(spec: Spec) -> None:
             with _mistakes_named(f'transfers.{name}: {transfer.config!r}', spec):
                 write_transfer(folder / 'transfer.py', transfer, folder / 'a.pth', first, spec)
                 _read(folder / 'transfer.py')
+
+
+def check_arms(spec: Spec) -> None:
+    """Build every framework, and attach every arm to it at every ratio.
+
+    Raises:
+        SpecError: one does not go: an unknown name or option, or a ratio that the masks refuse.
+    """
+    for name, framework in spec.frameworks.items():
+        with TemporaryDirectory() as scratch, _mistakes_named(f'frameworks.{name}', spec):
+            base = Path(scratch) / 'base.py'
+            write_base(base, framework, spec)
+            model = build_model(Config.fromfile(base))
+        for arm, ratio in product(spec.arms, spec.ratios):
+            try:
+                detach(attach(model, throw_ratio=ratio, **spec.arms[arm]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise SpecError(
+                    f'arms.{arm} at ratio {ratio:g} with frameworks.{name}: {error.args[0]}'
+                ) from error
 
 
 def write_base(path: Path, framework: Framework, spec: Spec) -> None:

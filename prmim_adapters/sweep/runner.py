@@ -32,7 +32,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .configs import check_configs, write_base, write_point, write_transfer
+from .configs import check_arms, check_configs, write_base, write_point, write_transfer
 from .processes import Children, end_processes
 from .results import (
     FAILURE,
@@ -102,7 +102,8 @@ def run_sweep(
         again by the next call.
 
     Raises:
-        SpecError: a config of the spec cannot be read, or saves no checkpoint for the transfers.
+        SpecError: a config of the spec cannot be read, or saves no checkpoint for the transfers; an
+            arm does not attach at a ratio.
         ChangedSettingsError: ``out`` holds results, or runs to resume, of other settings.
         BlockingIOError: another sweep is running in ``out``.
         ValueError: more jobs than the devices can serve.
@@ -110,6 +111,7 @@ def run_sweep(
     launch = launch or Launch()
     pool = _device_pool(devices, launch.gpus, jobs)
     check_configs(spec)
+    check_arms(spec)
     out.mkdir(parents=True, exist_ok=True)
     with _sole_user(out):
         points = spec.points()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader
 from mmpretrain.registry import MODELS
 from PIL import Image, ImageOps
 from torch import nn
@@ -43,13 +44,17 @@ def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
     if config.get('data_preprocessor') is not None:
         settings.setdefault('data_preprocessor', config.data_preprocessor)
     model = MODELS.build(settings)
-    partial_of(model)
+    partial = partial_of(model)
     if checkpoint is None:
         model.init_weights()
         return model
     try:
-        load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
-    except RuntimeError as error:
+        loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+        weights = loaded.get('state_dict', loaded)
+        if not partial.aggregators:  # of throw ratio 0, whose checkpoints may be of another ratio
+            weights = {k: v for k, v in weights.items() if '.partial.aggregators.' not in k}
+        model.load_state_dict(weights)
+    except (AttributeError, EOFError, RuntimeError, UnpicklingError) as error:
         message = f'{checkpoint} is not a checkpoint of {config.filename}: {error}'
         raise ValueError(message) from error
     return model

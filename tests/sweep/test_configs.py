@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from prmim_adapters import is_attached
 from prmim_adapters.accounting import make_batch
 from prmim_adapters.sweep import SpecError, load_spec
 from prmim_adapters.sweep.configs import (
+    check_arms,
     check_configs,
     merge,
     write_base,
@@ -208,8 +210,29 @@ def test_transfers_need_the_last_checkpoint(own_config, tmp_path, checkpoint, sa
 
 
 @pytest.mark.parametrize('path', SPECS, ids=lambda path: path.stem)
-def test_the_configs_of_the_shipped_specs_pass_the_check(path):
+def test_the_shipped_specs_pass_the_checks(path):
     check_configs(load_spec(path))
+    check_arms(load_spec(path))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            dict(ratios=(0.5, 0.8)),
+            r'arms\.plain at ratio 0\.8 with frameworks\.mae: throw_ratio=0\.8',
+        ),
+        (
+            dict(arms=dict(a=dict(sampler='near'))),
+            r"arms\.a at ratio 0\.5 .*unknown sampler 'near'",
+        ),
+        (dict(arms=dict(a=dict(step=1))), r'arms\.a at ratio 0\.5 .*unexpected keyword.*step'),
+    ],
+)
+def test_arms_and_ratios_that_do_not_attach_are_named(changes, message):
+    spec = load_spec(SPECS[0].parent / 'cifar10_mae_cpu.yaml')
+    with pytest.raises(SpecError, match=message):
+        check_arms(replace(spec, **changes))
 
 
 def test_merge_is_mmengines():

@@ -18,12 +18,19 @@ from prmim_adapters.sweep.results import (
 from prmim_adapters.sweep.runner import run_sweep
 
 
+@pytest.fixture(autouse=True)
+def example_on_the_path(example, monkeypatch):
+    """The sweep imports the framework to check the arms, as the training does."""
+    monkeypatch.syspath_prepend(str(example))
+
+
 @pytest.fixture(scope='module')
 def swept(own_spec, prmim_sweep):
     """One seed, one ratio: the framework, an arm that works, an arm that cannot."""
     spec = copy.deepcopy(own_spec)
     spec['seeds'] = [3]
-    spec['arms'] = {'broken': {'sampler': 'fathest'}, 'near': {'aggregator': 'nearest'}}
+    broken = {'sampler': {'type': 'farthest', 'seeds': 'all'}}  # attaches; its first step fails
+    spec['arms'] = {'broken': broken, 'near': {'aggregator': 'nearest'}}
     spec['verdict'] = {}
     process, out = prmim_sweep(spec, 'swept', '--json')
     stdout, stderr = process.communicate(timeout=300)
@@ -36,9 +43,9 @@ def test_own_framework_passes_and_a_failure_does_not_stop_the_others(swept):
     state = json.loads(stdout)
     assert state['finished'] == ['mine/framework/seed3', 'mine/near-0.25/seed3']
     assert list(state['failed']) == ['mine/broken-0.25/seed3']
-    assert "unknown sampler 'fathest'" in state['failed']['mine/broken-0.25/seed3']
+    assert "seeds='all': allowed are" in state['failed']['mine/broken-0.25/seed3']
     report = (out / 'report.md').read_text()
-    assert "failed: mine/broken-0.25/seed3: KeyError: \"unknown sampler 'fathest'" in report
+    assert "failed: mine/broken-0.25/seed3: ValueError: seeds='all'" in report
     assert (out / 'mine_ratio.png').stat().st_size > 10_000
     assert (out / 'mine_cost.png').stat().st_size > 10_000
 

@@ -138,8 +138,23 @@ def test_a_checkpoint_of_another_model_is_refused(
 ) -> None:
     path = tmp_path / 'other.pth'
     torch.save({'state_dict': {'backbone.cls_token': torch.zeros(1, 1, 192)}}, path)
-    with pytest.raises(ValueError, match=r'is not a checkpoint of (?s:.*)missing keys'):
+    with pytest.raises(ValueError, match=r'is not a checkpoint of (?s:.*)Missing key'):
         load_model(config(), str(path))
+    path.write_bytes(b'not a checkpoint')
+    with pytest.raises(ValueError, match='is not a checkpoint of'):
+        load_model(config(), str(path))
+
+
+def test_ratio_0_reads_the_checkpoint_of_another_ratio(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    model = load_model(config())
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'own.pth')
+    settings = config()
+    settings.model.throw_ratio = 0.0
+    framework = load_model(settings, str(tmp_path / 'own.pth'))
+    for name, value in framework.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
 
 
 def test_a_crop_of_another_aspect_ratio_takes_the_largest_middle(
