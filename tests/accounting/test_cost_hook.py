@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from datetime import timedelta
 
 import pytest
@@ -198,11 +197,8 @@ def train_ibot(rank, port, path):
     dist.destroy_process_group()
 
 
-def test_losses_that_reduce_over_processes_train_on(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    start_processes(train_ibot, args=(port, tmp_path), nprocs=2, start_method='fork')
+def test_losses_that_reduce_over_processes_train_on(tmp_path, free_port):
+    start_processes(train_ibot, args=(free_port, tmp_path), nprocs=2, start_method='fork')
     centers = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     assert centers[0].abs().sum() > 0
     assert torch.equal(*centers)

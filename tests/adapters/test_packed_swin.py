@@ -271,6 +271,15 @@ def test_neighbouring_tokens_share_a_window():
     assert all(a + 1 == b for a, b in pairwise(slot[3, 3:9].tolist()))
 
 
+def test_a_batch_keeps_no_mask_of_pairs_of_tokens():
+    """Kept for backward, a mask of images and regions together would be larger than the tokens."""
+    layout = windows.window_layout((6, 6), 8, 6, 3, torch.device('cpu'))
+    placed = windows.place(layout, torch.arange(5).expand(2, 5))
+    assert placed.absent.shape == (2, 64, 1, 1, 36)
+    assert (placed.absent == 0).sum() == 2 * 5 * 64
+    assert layout.region.shape == (64, 1, 36, 36)
+
+
 def test_refuses_what_cannot_run_packed():
     with pytest.raises(ValueError, match=r'out_indices=\(2, 3\)'):
         packed_swin.check_packable(swin(out_indices=(2, 3)))

@@ -6,7 +6,6 @@ import itertools
 import math
 import os
 import pickle
-import socket
 
 import pytest
 import torch
@@ -371,11 +370,8 @@ def two_steps(rank, port, path):
     dist.destroy_process_group()
 
 
-def test_centres_are_means_over_all_processes(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    start_processes(two_steps, args=(port, tmp_path), nprocs=2, start_method='fork')
+def test_centres_are_means_over_all_processes(tmp_path, free_port):
+    start_processes(two_steps, args=(free_port, tmp_path), nprocs=2, start_method='fork')
 
     centers = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     own = []

@@ -3,7 +3,6 @@
 
 import os
 import resource
-import socket
 
 import torch
 import torch.distributed as dist
@@ -40,11 +39,8 @@ def share(rank, port, folder):
     dist.destroy_process_group()
 
 
-def test_the_main_process_has_every_row_in_order(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    start_processes(share, args=(port, tmp_path), nprocs=2, start_method='fork')
+def test_the_main_process_has_every_row_in_order(tmp_path, free_port):
+    start_processes(share, args=(free_port, tmp_path), nprocs=2, start_method='fork')
     assert (tmp_path / 'done').exists()
 
 
