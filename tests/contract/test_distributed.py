@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Item 9 of the contract: two gloo processes, without find_unused_parameters."""
 
-
 import torch.multiprocessing
 from contract_case import collect
 from contract_ddp import train
