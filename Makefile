@@ -30,6 +30,7 @@ test: $(environment)
 
 check: $(environment)
 	ruff check .
+	ruff format --check .
 	codespell
 	mypy
 	lint-imports

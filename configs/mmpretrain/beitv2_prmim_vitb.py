@@ -2,12 +2,14 @@
 _base_ = 'mmpretrain::beitv2/beitv2_beit-base-p16_8xb256-amp-coslr-300e_in1k.py'
 custom_imports = dict(
     imports=['prmim_adapters.openmmlab', 'prmim_adapters.accounting.cost_hook'],
-    allow_failed_imports=False)
+    allow_failed_imports=False,
+)
 
 model = dict(_delete_=True, type='PRMIM', framework={{_base_.model}}, throw_ratio=0.25)
 custom_hooks = [dict(type='CostHook')]  # validates a batch, logs what it saves
 optim_wrapper = dict(  # as the recipe's other norms
-    paramwise_cfg=dict(custom_keys={'aggregators.0.norm': dict(decay_mult=0.0)}))
+    paramwise_cfg=dict(custom_keys={'aggregators.0.norm': dict(decay_mult=0.0)})
+)
 
 # A base from another package leaves a scope in this dict that default_collate does not take.
 train_dataloader = dict(collate_fn=dict(_delete_=True, type='default_collate'))

@@ -3,5 +3,5 @@
 _base_ = 'ibot_vits_random.py'
 
 model = dict(
-    _delete_=True, type='PRMIM', framework={{_base_.model}}, throw_ratio=0.5,
-    max_masked_share=0.75)
+    _delete_=True, type='PRMIM', framework={{_base_.model}}, throw_ratio=0.5, max_masked_share=0.75
+)

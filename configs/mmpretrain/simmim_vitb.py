@@ -5,7 +5,9 @@ custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports
 
 model = dict(
     backbone=dict(_delete_=True, type='SimMIMViT', drop_path_rate=0.1),
-    neck=dict(in_channels=768, encoder_stride=16), head=dict(patch_size=16))
+    neck=dict(in_channels=768, encoder_stride=16),
+    head=dict(patch_size=16),
+)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -16,12 +18,19 @@ train_pipeline = [
 ]
 # A base from another package leaves a scope in this dict that default_collate does not take.
 train_dataloader = dict(
-    dataset=dict(pipeline=train_pipeline), collate_fn=dict(_delete_=True, type='default_collate'))
+    dataset=dict(pipeline=train_pipeline), collate_fn=dict(_delete_=True, type='default_collate')
+)
 
 # No decay for vectors and the cls token; the original decays mask token and position bias.
-optim_wrapper = dict(paramwise_cfg=dict(
-    _delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0,
-    custom_keys={'cls_token': dict(decay_mult=0.0)}))
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        _delete_=True,
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
+        flat_decay_mult=0.0,
+        custom_keys={'cls_token': dict(decay_mult=0.0)},
+    )
+)
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=5e-7 / 1e-4, end=10, convert_to_iter_based=True),

@@ -12,34 +12,43 @@ from .registry import ADAPTERS, AGGREGATORS, SAMPLERS
 _HUGGINGFACE = 'transformers.models'
 _LIGHTLY = 'lightly.models.modules'
 _FRAMEWORKS = {
-    'mmpretrain.models.selfsup.mae.MAE': ('mae', 'decoder (MAE, MFF, HiViT)'),
-    'mmpretrain.models.selfsup.eva.EVA': ('mae', 'decoder; the frozen target network stays'),
-    'mmpretrain.models.selfsup.simmim.SimMIM': ('simmim', 'encoder, ViT and Swin: nearly all'),
-    'mmpretrain.models.selfsup.maskfeat.MaskFeat': ('maskfeat', 'encoder; ratios below 0.4'),
+    'mmpretrain.models.selfsup.mae.MAE': ('mmpretrain.mae', 'decoder (MAE, MFF, HiViT)'),
+    'mmpretrain.models.selfsup.eva.EVA': (
+        'mmpretrain.mae',
+        'decoder; the frozen target network stays',
+    ),
+    'mmpretrain.models.selfsup.simmim.SimMIM': (
+        'mmpretrain.simmim',
+        'encoder, ViT and Swin: nearly all',
+    ),
+    'mmpretrain.models.selfsup.maskfeat.MaskFeat': (
+        'mmpretrain.maskfeat',
+        'encoder; ratios below 0.4',
+    ),
     'mmpretrain.models.selfsup.beit.BEiT': (
-        'beit',
+        'mmpretrain.beit',
         "encoder, BEiTv2's neck; ratios below 0.39; the frozen tokenizer stays",
     ),
     'prmim_adapters.frameworks.fcmae.FCMAE': (
-        'fcmae',
+        'mmpretrain.fcmae',
         "decoder, a small part; the large one is the packed encoder (execution='packed')",
     ),
     'mmpretrain.models.selfsup.spark.SparK': (
-        'spark',
+        'mmpretrain.spark',
         "decoder; the encoder is packed by type='PackedSparseConvNeXt'",
     ),
     'prmim_adapters.frameworks.ibot.IBOT': (
-        'ibot',
+        'mmpretrain.ibot',
         "student's encoder on global crops; teacher and local crops stay",
     ),
-    'models_mae.MaskedAutoencoderViT': ('original_mae', 'decoder (facebookresearch/mae)'),
-    'models.simmim.SimMIM': ('original_simmim', 'encoder (microsoft/SimMIM)'),
-    'models.fcmae.FCMAE': ('original_fcmae', 'decoder (facebookresearch/ConvNeXt-V2)'),
-    'utils.MultiCropWrapper': ('original_ibot', "student's encoder (bytedance/ibot)"),
-    f'{_HUGGINGFACE}.vit_mae.modeling_vit_mae.ViTMAEForPreTraining': ('huggingface', 'decoder'),
-    f'{_HUGGINGFACE}.vit.modeling_vit.ViTForMaskedImageModeling': ('huggingface', 'encoder'),
+    'models_mae.MaskedAutoencoderViT': ('original.mae', 'decoder (facebookresearch/mae)'),
+    'models.simmim.SimMIM': ('original.simmim', 'encoder (microsoft/SimMIM)'),
+    'models.fcmae.FCMAE': ('original.fcmae', 'decoder (facebookresearch/ConvNeXt-V2)'),
+    'utils.MultiCropWrapper': ('original.ibot', "student's encoder (bytedance/ibot)"),
+    f'{_HUGGINGFACE}.vit_mae.modeling_vit_mae.ViTMAEForPreTraining': ('huggingface.vit', 'decoder'),
+    f'{_HUGGINGFACE}.vit.modeling_vit.ViTForMaskedImageModeling': ('huggingface.vit', 'encoder'),
     f'{_HUGGINGFACE}.swin.modeling_swin.SwinForMaskedImageModeling': (
-        'huggingface_swin',
+        'huggingface.swin',
         'encoder',
     ),
     f'{_LIGHTLY}.masked_autoencoder_timm.MAEDecoderTIMM': ('lightly', 'decoder'),

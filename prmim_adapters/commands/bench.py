@@ -19,9 +19,7 @@ import click
 @click.option(
     '--device', type=click.Choice(['cpu', 'cuda']), help='cuda if there is one, else cpu.'
 )
-@click.option(
-    '--precision', default='fp32', show_default=True, type=click.Choice(['fp32', 'bf16'])
-)
+@click.option('--precision', default='fp32', show_default=True, type=click.Choice(['fp32', 'bf16']))
 @click.option('--compile/--no-compile', 'compiled', default=False, help='Use torch.compile.')
 @click.option('--threads', type=click.IntRange(min=1), help="Torch's threads on the CPU.")
 @click.option('--attention', default='fused', type=click.Choice(['fused', 'explicit']))
@@ -34,9 +32,21 @@ import click
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON instead of a markdown table.')
 @click.option('--out', type=click.Path(dir_okay=False), help='Also write the JSON to this file.')
 def bench(
-    config: str, ratios: tuple[float, ...], batch_size: int, steps: int, warmup: int,
-    device: str | None, precision: str, compiled: bool, threads: int | None, attention: str,
-    processes: int, memory: bool, data: bool, as_json: bool, out: str | None,
+    config: str,
+    ratios: tuple[float, ...],
+    batch_size: int,
+    steps: int,
+    warmup: int,
+    device: str | None,
+    precision: str,
+    compiled: bool,
+    threads: int | None,
+    attention: str,
+    processes: int,
+    memory: bool,
+    data: bool,
+    as_json: bool,
+    out: str | None,
 ) -> None:
     """Time training steps of the framework, plain partial reconstruction and PR-MIM, interleaved.
 

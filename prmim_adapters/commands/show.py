@@ -22,7 +22,12 @@ import click
     '--throw-ratio', type=float, default=None, help="In place of the config's (weights stay)."
 )
 def show(
-    config: str, checkpoint: str, images: tuple[str, ...], out: str, seed: int, side: int,
+    config: str,
+    checkpoint: str,
+    images: tuple[str, ...],
+    out: str,
+    seed: int,
+    side: int,
     throw_ratio: float | None,
 ) -> None:
     """Draw original, visible patches, kept and thrown patches, and reconstruction of IMAGES.

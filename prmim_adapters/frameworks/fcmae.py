@@ -29,8 +29,8 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from ..packed.convolution import active_units
 from .packed_convnext import PackedSparseConvNeXt
-from .packed_ops import active_units
 
 INIT_CFG = (
     {'type': 'TruncNormal', 'layer': ['Conv2d', 'Linear'], 'std': 0.02, 'bias': 0.0},

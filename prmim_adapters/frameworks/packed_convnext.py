@@ -22,8 +22,7 @@ from mmpretrain.models.utils import SparseHelper
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from .grn import SparseGRN, packed_grn
-from .packed_ops import (
+from ..packed.convolution import (
     PackedLayout,
     active_units,
     packed_depthwise,
@@ -31,6 +30,7 @@ from .packed_ops import (
     packed_strided_conv,
     unit_pixels,
 )
+from .grn import SparseGRN, packed_grn
 
 EXECUTIONS = ('packed', 'dense')
 

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from ..frameworks.packed_ops import PackedLayout, packed_depthwise, packed_strided_conv
+from ..packed.convolution import PackedLayout, packed_depthwise, packed_strided_conv
 
 __all__ = [
     'MinkowskiConvolution',

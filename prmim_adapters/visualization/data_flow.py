@@ -73,9 +73,7 @@ def _panel(axes: Axes, title: str, caption: str) -> None:
     axes.set(xlim=(-0.1, GRID[1] + 0.1), ylim=(GRID[0] + 0.1, -0.1), aspect='equal')
     axes.axis('off')
     axes.set_title(title, fontsize=11, fontweight='bold')
-    axes.text(
-        0.5, -0.04, caption, transform=axes.transAxes, ha='center', va='top', fontsize=9.5
-    )
+    axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha='center', va='top', fontsize=9.5)
 
 
 def _cell(axes: Axes, position: int, colour: tuple, **style: object) -> None:
@@ -110,10 +108,26 @@ def _partition_panel(axes: Axes, pixels: np.ndarray, parts: dict[str, set[int]])
         for position in parts[name]:
             _cell(axes, position, colour)
     _panel(axes, 'farthest point sampling', '')
-    axes.text(1.9, 8.42, f'{len(parts["kept"])} kept', color=BLUE, fontsize=9.5,
-              fontweight='bold', ha='center', va='top')
-    axes.text(5.9, 8.42, f'{len(parts["thrown"])} thrown', color=ORANGE, fontsize=9.5,
-              fontweight='bold', ha='center', va='top')
+    axes.text(
+        1.9,
+        8.42,
+        f'{len(parts["kept"])} kept',
+        color=BLUE,
+        fontsize=9.5,
+        fontweight='bold',
+        ha='center',
+        va='top',
+    )
+    axes.text(
+        5.9,
+        8.42,
+        f'{len(parts["thrown"])} thrown',
+        color=ORANGE,
+        fontsize=9.5,
+        fontweight='bold',
+        ha='center',
+        va='top',
+    )
 
 
 def _heavy_panel(axes: Axes, pixels: np.ndarray, partition: TokenPartition) -> None:
@@ -145,8 +159,12 @@ def _light_panel(axes: Axes, pixels: np.ndarray, partition: TokenPartition) -> N
     for position in partition.present[0].tolist():
         source_row, source_column = divmod(position, GRID[1])
         axes.plot(
-            (source_column + 0.5, column + 0.5), (source_row + 0.5, row + 0.5),
-            color='black', linewidth=0.8, alpha=0.45, solid_capstyle='round',
+            (source_column + 0.5, column + 0.5),
+            (source_row + 0.5, row + 0.5),
+            color='black',
+            linewidth=0.8,
+            alpha=0.45,
+            solid_capstyle='round',
         )
     _cell(axes, row * GRID[1] + column, ORANGE, edgecolor='black', linewidth=1.8, zorder=5)
     _panel(axes, 'light aggregation', 'each thrown one from all present ones')
@@ -168,8 +186,13 @@ def _arrow_between(figure: Figure, left: Axes, right: Axes) -> None:
     y = (left.get_position().y0 + left.get_position().y1) / 2
     figure.add_artist(
         FancyArrowPatch(
-            (start + 0.002, y), (end - 0.002, y), transform=figure.transFigure,
-            arrowstyle='-|>', mutation_scale=14, color='0.25', linewidth=1.5,
+            (start + 0.002, y),
+            (end - 0.002, y),
+            transform=figure.transFigure,
+            arrowstyle='-|>',
+            mutation_scale=14,
+            color='0.25',
+            linewidth=1.5,
         )
     )
 

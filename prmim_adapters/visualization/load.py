@@ -127,6 +127,10 @@ def _sample(path: str | Path) -> dict[str, Any]:
     """What LoadImageFromFile gives; grey and palette images become BGR as well."""
     pixels = np.asarray(Image.open(path).convert('RGB'))[..., ::-1].copy()
     return dict(
-        img=pixels, img_path=str(path), img_shape=pixels.shape[:2], ori_shape=pixels.shape[:2],
-        gt_label=0, sample_idx=0,
+        img=pixels,
+        img_path=str(path),
+        img_shape=pixels.shape[:2],
+        ori_shape=pixels.shape[:2],
+        gt_label=0,
+        sample_idx=0,
     )

@@ -33,11 +33,14 @@ BACKBONES: dict[str, dict[str, Any]] = {
     'simmim vit': dict(type='SimMIMViT', **VIT),
     'ibot': dict(type='IBOTViT', layer_scale_init_value=0.1, **VIT),
     'simmim swin': dict(
-        type='SimMIMSwinTransformer', arch=SWIN_ARCH, img_size=192,
+        type='SimMIMSwinTransformer',
+        arch=SWIN_ARCH,
+        img_size=192,
         stage_cfgs=dict(block_cfgs=dict(window_size=6)),
     ),
     'fcmae': dict(
-        type='FCMAEConvNeXt', img_size=64,
+        type='FCMAEConvNeXt',
+        img_size=64,
         arch=dict(depths=[1, 1, 2, 1], channels=[8, 16, 32, 64]),
     ),
 }
@@ -95,8 +98,8 @@ def checkpoint(tmp_path: Path) -> Path:
     backbone = random_backbone(backbone_config)
     state = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
     state['neck.mask_token'] = torch.zeros(1, 1, 32)
-    model = dict(type="PRMIM", framework=dict(backbone=backbone_config))
-    text = f"work_dir = print()\nmodel = {model!r}\n"
+    model = dict(type='PRMIM', framework=dict(backbone=backbone_config))
+    text = f'work_dir = print()\nmodel = {model!r}\n'
     path = tmp_path / 'epoch_1.pth'
     torch.save(dict(state_dict=state, meta=dict(cfg=text)), path)
     return path
@@ -112,8 +115,10 @@ def test_timm_create_model_reads_the_file(checkpoint: Path, tmp_path: Path) -> N
     backbone.eval()
     with torch.no_grad():
         torch.testing.assert_close(
-            model.eval().forward_features(images), backbone(images, mask=None)[-1],
-            rtol=1e-4, atol=1e-4,
+            model.eval().forward_features(images),
+            backbone(images, mask=None)[-1],
+            rtol=1e-4,
+            atol=1e-4,
         )
     assert report['parameters'] == sum(v.numel() for v in load_file(out).values())
 
@@ -161,5 +166,6 @@ def test_config_text_is_read_not_executed(tmp_path: Path) -> None:
         read_literal(text, 'model')
     assert not marker.exists()
     assert read_literal('model = dict(a=[1, -2.5, None], b={"c": (True, "d")})', 'model') == {
-        'a': [1, -2.5, None], 'b': {'c': (True, 'd')},
+        'a': [1, -2.5, None],
+        'b': {'c': (True, 'd')},
     }

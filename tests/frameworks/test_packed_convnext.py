@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from prmim_adapters.frameworks.grn import GRN_SCOPES
 from prmim_adapters.frameworks.packed_convnext import PackedSparseConvNeXt
-from prmim_adapters.frameworks.packed_ops import PackedLayout, packed_depthwise
+from prmim_adapters.packed.convolution import PackedLayout, packed_depthwise
 
 ARCH = {'depths': [1, 1, 2, 1], 'channels': [8, 16, 32, 64]}
 V2 = {'use_grn': True, 'layer_scale_init_value': 0.0}

@@ -69,17 +69,24 @@ def train(tmp_path: Path) -> Callable[..., Runner]:
                 backbone=dict(type='MAEViT', arch=arch, img_size=32, patch_size=8),
                 neck=dict(
                     type='MAEPretrainDecoder',
-                    num_patches=16, patch_size=8, embed_dim=32,
-                    decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2,
+                    num_patches=16,
+                    patch_size=8,
+                    embed_dim=32,
+                    decoder_embed_dim=32,
+                    decoder_depth=1,
+                    decoder_num_heads=2,
                 ),
                 head=dict(
-                    type='MAEPretrainHead', patch_size=8,
+                    type='MAEPretrainHead',
+                    patch_size=8,
                     loss=dict(type='PixelReconstructionLoss', criterion='L2'),
                 ),
             ),
             work_dir=str(tmp_path / name),
             train_dataloader=dict(
-                batch_size=4, num_workers=0, dataset=Images(),
+                batch_size=4,
+                num_workers=0,
+                dataset=Images(),
                 collate_fn=dict(type='default_collate'),
                 sampler=dict(type='DefaultSampler', shuffle=False),
             ),
@@ -136,13 +143,17 @@ def test_resume_continues_the_same_training(
     assert int(step) == 4
 
 
-@pytest.mark.parametrize('value', [
-    HistoryBuffer([1.0, 2.0], [1, 1]),
-    np.arange(6, dtype=np.int32).reshape(2, 3),
-    np.array([True, False]),
-    np.float32(1.5),
-    np.int64(7),
-], ids=lambda value: f'{type(value).__name__}')
+@pytest.mark.parametrize(
+    'value',
+    [
+        HistoryBuffer([1.0, 2.0], [1, 1]),
+        np.arange(6, dtype=np.int32).reshape(2, 3),
+        np.array([True, False]),
+        np.float32(1.5),
+        np.int64(7),
+    ],
+    ids=lambda value: f'{type(value).__name__}',
+)
 def test_what_a_run_may_hold_comes_back(bare_torch: None, tmp_path: Path, value: Any) -> None:
     compat.allow_own_checkpoints()
     torch.save({'value': value}, tmp_path / 'x.pth')
@@ -166,15 +177,19 @@ class Call:
 
 
 @needs_weights_only
-@pytest.mark.parametrize('payload', [
-    Call(os.system, 'exit 1'),
-    Call(eval, '1 + 1'),
-    Call(getattr, np.ndarray, 'tofile'),
-    Call(getattr, HistoryBuffer, '__init__'),
-    Call(getattr, HistoryBuffer, 'register_statistics'),
-    Call(getattr, torch.Tensor, '__class__'),
-    Call(np.load, 'somewhere.npy'),
-], ids=['system', 'eval', 'ndarray.tofile', '__init__', 'register', '__class__', 'np.load'])
+@pytest.mark.parametrize(
+    'payload',
+    [
+        Call(os.system, 'exit 1'),
+        Call(eval, '1 + 1'),
+        Call(getattr, np.ndarray, 'tofile'),
+        Call(getattr, HistoryBuffer, '__init__'),
+        Call(getattr, HistoryBuffer, 'register_statistics'),
+        Call(getattr, torch.Tensor, '__class__'),
+        Call(np.load, 'somewhere.npy'),
+    ],
+    ids=['system', 'eval', 'ndarray.tofile', '__init__', 'register', '__class__', 'np.load'],
+)
 def test_foreign_code_is_still_refused(bare_torch: None, tmp_path: Path, payload: Call) -> None:
     compat.allow_own_checkpoints()
     torch.save({'state_dict': {}, 'message_hub': payload}, tmp_path / 'evil.pth')

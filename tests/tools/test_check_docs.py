@@ -52,7 +52,8 @@ WRONG = {
     'prmim': (fenced('bash', 'prmim fly'), "no command 'fly'"),
     'option': (fenced('bash', 'prmim show --fast'), 'no option --fast'),
     'config': (
-        fenced('bash', 'mim train mmpretrain configs/mmpretrain/gone.py'), 'gone.py does not exist',
+        fenced('bash', 'mim train mmpretrain configs/mmpretrain/gone.py'),
+        'gone.py does not exist',
     ),
     'link': ('![a](gone.png)', 'link to gone.png'),
     'figure': ('28.0 %<!-- cost.json#rows.0.saving .1% -->', 'saving = 27.9'),

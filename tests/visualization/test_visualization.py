@@ -83,9 +83,7 @@ def test_reconstruction_of_a_perfect_prediction_is_the_image(
     )
     observation = observe(model, load_images(settings, images))
     hook.remove()
-    torch.testing.assert_close(
-        observation.reconstruction, observation.images, rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(observation.reconstruction, observation.images, rtol=0, atol=1e-5)
 
 
 def test_plain_partial_reconstruction_leaves_thrown_patches_open(
@@ -239,9 +237,7 @@ def test_simmim_patches_come_back_where_they_were(simmim: Config, images: list[s
     hook.remove()
     counts = [(observation.roles == role).sum(dim=(1, 2)).tolist() for role in range(3)]
     assert counts == [[14, 14], [4, 4], [18, 18]]  # 36 units, 22 masked, 18 thrown
-    torch.testing.assert_close(
-        observation.reconstruction, observation.images, rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(observation.reconstruction, observation.images, rtol=0, atol=1e-5)
 
 
 def test_ratio_0_is_said_to_have_nothing_to_show(simmim: Config, images: list[str]) -> None:

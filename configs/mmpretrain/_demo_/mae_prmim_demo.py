@@ -6,9 +6,16 @@ model = dict(
     framework=dict(
         backbone=dict(arch=dict(_delete_=True, **arch), img_size=96, patch_size=8),
         neck=dict(
-            num_patches=144, patch_size=8, embed_dim=192,
-            decoder_embed_dim=128, decoder_depth=4, decoder_num_heads=4),
-        head=dict(patch_size=8)))
+            num_patches=144,
+            patch_size=8,
+            embed_dim=192,
+            decoder_embed_dim=128,
+            decoder_depth=4,
+            decoder_num_heads=4,
+        ),
+        head=dict(patch_size=8),
+    )
+)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -17,15 +24,24 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(
-    batch_size=64, num_workers=0, persistent_workers=False,
+    batch_size=64,
+    num_workers=0,
+    persistent_workers=False,
     dataset=dict(
-        _delete_=True, type='CustomDataset', data_root='data/demo/train', with_label=False,
-        pipeline=train_pipeline))
+        _delete_=True,
+        type='CustomDataset',
+        data_root='data/demo/train',
+        with_label=False,
+        pipeline=train_pipeline,
+    ),
+)
 
 # AmpOptimWrapper, which the base asks for, refuses a CPU.
 optim_wrapper = dict(
-    _delete_=True, type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05))
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', begin=1, T_max=7, convert_to_iter_based=True),

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import prmim_adapters as prmim
 import prmim_adapters.openmmlab
 from prmim_adapters.adapters import partial_of
-from prmim_adapters.adapters.ibot import encode_packed
+from prmim_adapters.adapters.mmpretrain.ibot import encode_packed
 
 register_all_modules()
 

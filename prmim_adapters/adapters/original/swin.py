@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Swin of the original SimMIM on present units only; see ``swin_units.py``."""
+"""The Swin of the original SimMIM on present units only; see ``packed/swin.py``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.partition import Grid
-from . import swin_units, windows
-from .dense import dense_features, feature_map, fixed_positions
-from .swin_units import QKVBias, Stage, SwinBlock, WindowAttention
-from .windows import unit_mask
+from ...core.partition import Grid
+from ...packed import swin as swin_units
+from ...packed import windows
+from ...packed.swin import QKVBias, Stage, SwinBlock, WindowAttention
+from ...packed.windows import unit_mask
+from ..dense import dense_features, feature_map, fixed_positions
 
 
 def unit_grid(encoder: Any) -> Grid:

@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core import PartialReconstruction
-from ..core.partition import Grid
-from .base import Adapter
-from .mae_decoder import decode_in_place
-from .registry import ADAPTERS
-from .upstream_classes import UpstreamClasses
+from ...core import PartialReconstruction
+from ...core.partition import Grid
+from ..base import Adapter
+from ..mae_decoder import decode_in_place
+from ..registry import ADAPTERS
+from .classes import UpstreamClasses
 
 
 class MaskedAutoencoderSeam:

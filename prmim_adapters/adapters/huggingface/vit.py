@@ -28,12 +28,12 @@ from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEForPreTraining,
 )
 
-from ..core import PartialReconstruction, TokenPartition, gather_tokens
-from ..core.partition import Grid
-from .base import Adapter, patch_grid
-from .dense import changes_loss, dense_features, weighted_l1
-from .mae_decoder import decode_in_place
-from .registry import ADAPTERS
+from ...core import PartialReconstruction, TokenPartition, gather_tokens
+from ...core.partition import Grid
+from ..base import Adapter, patch_grid
+from ..dense import changes_loss, dense_features, weighted_l1
+from ..mae_decoder import decode_in_place
+from ..registry import ADAPTERS
 
 Class = TypeVar('Class', bound=type)
 

@@ -17,11 +17,11 @@ from typing import Any
 from mmpretrain.models import HiViT, MAEPretrainDecoder, MAEPretrainHead, MIMHead
 from torch import Tensor
 
-from ..core import PartialReconstruction
-from ..core.partition import Grid
-from .base import Adapter, patch_grid
-from .mae_decoder import decode_supervised
-from .registry import ADAPTERS
+from ...core import PartialReconstruction
+from ...core.partition import Grid
+from ..base import Adapter, patch_grid
+from ..mae_decoder import decode_supervised
+from ..registry import ADAPTERS
 
 
 class PRMAEPretrainDecoder(MAEPretrainDecoder):

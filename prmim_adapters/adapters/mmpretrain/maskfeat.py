@@ -14,11 +14,11 @@ from mmpretrain.models import MIMHead
 from mmpretrain.models.selfsup.maskfeat import MaskFeat, MaskFeatViT
 from torch import Tensor
 
-from ..core import PartialReconstruction, gather_tokens, table_rows
-from ..core.partition import Grid
-from .base import Adapter
+from ...core import PartialReconstruction, gather_tokens, table_rows
+from ...core.partition import Grid
+from ..base import Adapter
+from ..registry import ADAPTERS
 from .mae import PRMIMHead
-from .registry import ADAPTERS
 
 
 class PRMaskFeatViT(MaskFeatViT):

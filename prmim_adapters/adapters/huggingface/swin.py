@@ -3,7 +3,7 @@
 
 Modifications:
 * ``SwinModel.forward`` runs all stages on visible and kept units, one per token of the last stage
-  (see ``swin_units.py``), and returns its last hidden state in grid order, the thrown units
+  (see ``packed/swin.py``), and returns its last hidden state in grid order, the thrown units
   reconstructed. It records neither hidden states nor attentions while units are thrown.
 * Where thrown units weigh differently from kept ones, the loss is computed again with the weights.
 """
@@ -22,13 +22,9 @@ from transformers.models.swin.modeling_swin import (
     SwinModelOutput,
 )
 
-from ..core import PartialReconstruction
-from ..core.partition import Grid
-from .base import Adapter
-from .dense import dense_features, fixed_positions
-from .huggingface import reweighted, saved_as_upstream
-from .registry import ADAPTERS
-from .swin_units import (
+from ...core import PartialReconstruction
+from ...core.partition import Grid
+from ...packed.swin import (
     QKVBias,
     Stage,
     SwinBlock,
@@ -36,7 +32,11 @@ from .swin_units import (
     encode_units,
     gather_units,
 )
-from .windows import unit_grid, unit_mask
+from ...packed.windows import unit_grid, unit_mask
+from ..base import Adapter
+from ..dense import dense_features, fixed_positions
+from ..registry import ADAPTERS
+from .vit import reweighted, saved_as_upstream
 
 
 class PRSwinModel(SwinModel):

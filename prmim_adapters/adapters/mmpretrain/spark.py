@@ -22,12 +22,12 @@ import torch
 from mmpretrain.models import SparK, SparKLightDecoder, SparKPretrainHead
 from torch import Tensor, nn
 
-from ..core import PartialReconstruction
-from ..core.partition import Grid, TokenPartition
-from ..frameworks.unit_maps import Units, conv3x3, upsample2x
-from .base import Adapter
-from .dense import fixed_positions
-from .registry import ADAPTERS
+from ...core import PartialReconstruction
+from ...core.partition import Grid, TokenPartition
+from ...packed.units import Units, conv3x3, upsample2x
+from ..base import Adapter
+from ..dense import fixed_positions
+from ..registry import ADAPTERS
 
 _PARTITION = 'spark_partition'
 _SCALES = 4

@@ -9,9 +9,9 @@ import types
 import pytest
 
 import prmim_adapters as prmim
-from prmim_adapters.adapters import original_mae
-from prmim_adapters.adapters.original_simmim import CLASSES as SIMMIM
-from prmim_adapters.adapters.upstream_classes import UpstreamClasses
+from prmim_adapters.adapters.original import mae as original_mae
+from prmim_adapters.adapters.original.classes import UpstreamClasses
+from prmim_adapters.adapters.original.simmim import CLASSES as SIMMIM
 
 
 class Seam:

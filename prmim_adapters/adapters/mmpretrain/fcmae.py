@@ -21,15 +21,15 @@ import torch
 from mmpretrain.models import MAEPretrainHead
 from torch import Tensor
 
-from ..core import PartialReconstruction
-from ..core.partition import Grid
-from ..frameworks.fcmae import FCMAE, FCMAEPretrainDecoder, masked_units
-from ..frameworks.packed_convnext import packed_convnext_block
-from ..frameworks.packed_ops import PackedLayout, packed_pointwise
-from .base import Adapter
-from .dense import fixed_positions
+from ...core import PartialReconstruction
+from ...core.partition import Grid
+from ...frameworks.fcmae import FCMAE, FCMAEPretrainDecoder, masked_units
+from ...frameworks.packed_convnext import packed_convnext_block
+from ...packed.convolution import PackedLayout, packed_pointwise
+from ..base import Adapter
+from ..dense import fixed_positions
+from ..registry import ADAPTERS
 from .mae import PRMAEPretrainHead
-from .registry import ADAPTERS
 
 
 class PRFCMAEPretrainDecoder(FCMAEPretrainDecoder):

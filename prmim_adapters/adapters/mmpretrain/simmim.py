@@ -4,7 +4,7 @@
 Modifications:
 * ``SimMIMViT.forward`` encodes cls + visible + kept 16-px tokens (see ``beit.py``).
 * ``SimMIMSwinTransformer.forward`` embeds visible 32-px units and runs all four stages on visible
-  and kept units (see ``packed_swin.py``). Thrown units are absent as keys: that is the method; with
+  and kept units (see ``packed/swin.py``). Thrown units are absent as keys: that is the method; with
   none thrown the backbone is upstream's.
 * Both reconstruct thrown tokens from their last features and return the supervised tokens as a
   feature map one token wide, (B, C, n, 1). The neck is linear per token (1x1 convolution and pixel
@@ -21,15 +21,15 @@ from mmpretrain.models import SimMIMHead
 from mmpretrain.models.selfsup.simmim import SimMIMSwinTransformer
 from torch import Tensor
 
-from ..core import PartialReconstruction, TokenPartition
-from ..core.partition import Grid
-from ..frameworks.simmim_vit import SimMIMViT
-from .base import Adapter
+from ...core import PartialReconstruction, TokenPartition
+from ...core.partition import Grid
+from ...frameworks.simmim_vit import SimMIMViT
+from ...packed.mmpretrain_swin import check_packable, embed_units, packed_stages
+from ...packed.windows import tiles, unit_grid, unit_mask, unit_side
+from ..base import Adapter
+from ..dense import fixed_positions
+from ..registry import ADAPTERS
 from .beit import check_relative_bias, encode_present
-from .dense import fixed_positions
-from .packed_swin import check_packable, embed_units, packed_stages
-from .registry import ADAPTERS
-from .windows import tiles, unit_grid, unit_mask, unit_side
 
 
 class PRSimMIMViT(SimMIMViT):

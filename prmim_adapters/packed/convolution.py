@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prmim_adapters.core.partition import gather_tokens
+from ..core.partition import gather_tokens
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,17 @@ import torch
 from mmpretrain.models.selfsup.beit import BEiT, BEiTPretrainViT
 from torch import Tensor
 
-from ..core import (
+from ...core import (
     PartialReconstruction,
     TokenPartition,
     gather_tokens,
     scatter_tokens,
     table_rows,
 )
-from ..core.partition import Grid
-from .base import Adapter
-from .dense import fixed_positions, present_bias
-from .registry import ADAPTERS
+from ...core.partition import Grid
+from ..base import Adapter
+from ..dense import fixed_positions, present_bias
+from ..registry import ADAPTERS
 
 
 class Encoded(NamedTuple):

@@ -13,7 +13,7 @@ import prmim_adapters as prmim
 from prmim_adapters.accounting import count_macs
 from prmim_adapters.accounting.closed_form import predicted_saving
 from prmim_adapters.frameworks import packed_convnext  # noqa: F401, registers the backbone
-from prmim_adapters.frameworks.unit_maps import Units, conv3x3, upsample2x
+from prmim_adapters.packed.units import Units, conv3x3, upsample2x
 
 
 def build(backbone='SparseConvNeXt', width=32, arch=None, input_size=160, **options):

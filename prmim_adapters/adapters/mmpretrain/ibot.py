@@ -26,11 +26,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core import PartialReconstruction, gather_tokens
-from ..core.partition import Grid, TokenPartition
-from ..frameworks.ibot import IBOT, IBOTViT, MaskedTokens
-from .base import Adapter
-from .registry import ADAPTERS
+from ...core import PartialReconstruction, gather_tokens
+from ...core.partition import Grid, TokenPartition
+from ...frameworks.ibot import IBOT, IBOTViT, MaskedTokens
+from ..base import Adapter
+from ..registry import ADAPTERS
 
 
 class PRIBOTViT(IBOTViT):

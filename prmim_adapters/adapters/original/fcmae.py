@@ -25,18 +25,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import PartialReconstruction, scatter_tokens
-from ..core.partition import Grid
-from ..frameworks.packed_ops import (
+from ...core import PartialReconstruction, scatter_tokens
+from ...core.partition import Grid
+from ...packed.convolution import (
     PackedLayout,
     packed_depthwise,
     packed_layer_norm,
     packed_pointwise,
 )
-from .base import Adapter
-from .dense import fixed_positions
-from .registry import ADAPTERS
-from .upstream_classes import UpstreamClasses
+from ..base import Adapter
+from ..dense import fixed_positions
+from ..registry import ADAPTERS
+from .classes import UpstreamClasses
 
 
 class FCMAESeam:

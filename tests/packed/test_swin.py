@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from mmpretrain.models.selfsup.simmim import SimMIMSwinTransformer
 from mmpretrain.models.utils import ShiftWindowMSA
 
-from prmim_adapters.adapters import packed_swin, windows
+from prmim_adapters.packed import mmpretrain_swin as packed_swin
+from prmim_adapters.packed import windows
 
 ARCH = {'embed_dims': 16, 'depths': [2, 2, 2, 2], 'num_heads': [1, 2, 4, 8]}
 

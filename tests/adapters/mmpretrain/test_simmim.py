@@ -17,7 +17,7 @@ import prmim_adapters as prmim
 from prmim_adapters.adapters import partial_of
 from prmim_adapters.frameworks.simmim_vit import SimMIMViT  # noqa: F401  registers it
 
-CONFIGS = Path(__file__).parents[2] / 'configs' / 'mmpretrain'
+CONFIGS = Path(__file__).parents[3] / 'configs' / 'mmpretrain'
 SWIN = dict(
     type='SimMIMSwinTransformer',
     arch=dict(embed_dims=8, depths=[2, 1, 1, 1], num_heads=[1, 2, 2, 4]),

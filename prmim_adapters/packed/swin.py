@@ -29,7 +29,7 @@ class QKVBias(NamedTuple):
 
 
 class WindowAttention(NamedTuple):
-    """What ``packed_swin`` reads of a window attention, under mmpretrain's names."""
+    """What ``attend`` reads of a window attention, under mmpretrain's names."""
 
     num_heads: int
     embed_dims: int

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .packed_ops import PackedLayout
+from .convolution import PackedLayout
 
 
 class Units:

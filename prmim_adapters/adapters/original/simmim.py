@@ -5,7 +5,7 @@ Modifications:
 * ``VisionTransformerForSimMIM.forward`` encodes cls + visible + kept tokens. The shared relative
   position bias is gathered per image; a bias per block (``MODEL.VIT.USE_RPB``) is refused.
 * ``SwinTransformerForSimMIM.forward`` runs all stages on visible and kept 32-pixel units (see
-  ``original_swin.py``).
+  ``swin.py``).
 * Both reconstruct the thrown tokens and return the feature map that they always did, so the decoder
   and ``SimMIM.forward`` are upstream's. At ratio 0 the encoders are upstream's too.
 * Where thrown tokens weigh differently from kept ones, the loss is upstream's with those weights.
@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import PartialReconstruction, gather_tokens, table_rows
-from ..core.partition import Grid
-from .base import Adapter
-from .dense import (
+from ...core import PartialReconstruction, gather_tokens, table_rows
+from ...core.partition import Grid
+from ..base import Adapter
+from ..dense import (
     changes_loss,
     dense_features,
     feature_map,
@@ -29,8 +29,8 @@ from .dense import (
     present_bias,
     weighted_l1,
 )
-from .registry import ADAPTERS
-from .upstream_classes import UpstreamClasses
+from ..registry import ADAPTERS
+from .classes import UpstreamClasses
 
 
 class VisionTransformerSeam:
@@ -74,7 +74,7 @@ class SwinTransformerSeam:
         """x (B, 3, H, W), mask (B, H / 4, W / 4), 1 = masked -> features (B, C, H / 32, W / 32)."""
         if self.partial.num_thrown == 0:
             return super().forward(x, mask)  # type: ignore[misc]
-        from .original_swin import encode_units
+        from .swin import encode_units
 
         return encode_units(self, x, mask)
 
@@ -116,7 +116,7 @@ class OriginalSimMIMAdapter(Adapter):
         """ViT: the patch grid. Swin: the units, one per token of the last stage."""
         encoder = model.encoder
         if hasattr(encoder, 'layers'):
-            from .original_swin import unit_grid
+            from .swin import unit_grid
 
             return unit_grid(encoder)
         if encoder.use_rel_pos_bias:

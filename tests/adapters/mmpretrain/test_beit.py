@@ -14,7 +14,7 @@ from mmpretrain.structures import DataSample
 import prmim_adapters as prmim
 import prmim_adapters.frameworks.simmim_vit
 from prmim_adapters.adapters import partial_of
-from prmim_adapters.adapters.beit import encode_present
+from prmim_adapters.adapters.mmpretrain.beit import encode_present
 
 ARCH = dict(embed_dims=24, num_layers=3, num_heads=2, feedforward_channels=48)
 GRID, MASKED, THROWN = (6, 8), 20, 12

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import PartialReconstruction, gather_tokens
-from ..core.partition import Grid
-from .base import Adapter
-from .dense import changes_loss, dense_features
-from .registry import ADAPTERS
-from .upstream_classes import UpstreamClasses
+from ...core import PartialReconstruction, gather_tokens
+from ...core.partition import Grid
+from ..base import Adapter
+from ..dense import changes_loss, dense_features
+from ..registry import ADAPTERS
+from .classes import UpstreamClasses
 
 
 class VisionTransformerSeam:

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters of mmpretrain's algorithms, and of those that this package adds to mmpretrain."""
