@@ -1,44 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Swin implementations outside mmpretrain on present units only.
+"""Swin on present units only: what a dense Swin computes, without the thrown tokens.
 
-The windows and their attention are those of ``windows.py``; here a
-block of another implementation is described by :class:`SwinBlock`.
+A *unit* is the patch of image under one token of the last stage: ``2 ** (stages - 1)`` tokens on a
+side in the first stage (8), half as many after every patch merging. A unit is present or thrown
+as a whole, so tokens stay packed as (B, U * side * side, C), unit after unit and row-major inside
+each, through all stages: LayerNorm, QKV, projection, MLP and patch merging (whose 2x2 blocks never
+cross a unit) see present tokens only. Together they are 98 % of the multiply-adds.
+
+Attention alone is dense, in windows (see ``windows.py``). The dense copies and the attention matrix
+are recomputed in backward, so stored activations are proportional to present tokens as well. The
+result is exactly the dense network with thrown keys masked.
+
+Implementations name and order the parts of a block differently: each adapter describes its blocks
+as :class:`SwinBlock` and its patch merging as a function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..core import gather_tokens
 from ..core.partition import Grid
-from .windows import Windows, attend, place, window_layout
-
-Function = Callable[[Tensor], Tensor]
-
-
-class QKVBias(NamedTuple):
-    """The bias of queries, keys and values (3C,), or None."""
-
-    bias: Tensor | None
-
-
-class WindowAttention(NamedTuple):
-    """What ``attend`` reads of a window attention, under mmpretrain's names."""
-
-    num_heads: int
-    embed_dims: int
-    scale: float
-    relative_position_bias_table: Tensor
-    relative_position_index: Tensor
-    attn_drop: Function
-    softmax: Function
-    qkv: QKVBias
+from .windows import WindowAttention, Windows, attend, place, window_layout
 
 
 @dataclass(frozen=True)
@@ -46,29 +35,18 @@ class SwinBlock:
     """One block of any Swin.
 
     Attributes:
-        norm1: LayerNorm before attention.
-        qkv: (..., C) -> (..., 3C), queries, keys, values.
-        attention: what ``attend`` reads of a window attention: ``num_heads``, ``embed_dims``,
-            ``scale``, ``relative_position_bias_table``, ``relative_position_index``, ``attn_drop``,
-            ``softmax``, ``qkv.bias``.
-        random: attention dropout is active.
-        project: output projection and its dropout.
-        drop_path: stochastic depth.
-        norm2: LayerNorm before the MLP.
-        mlp: with its dropout.
+        qkv: norm, then queries, keys and values: (B, N, C) -> (B, N, 3C).
+        attention: of the windows, between the two.
+        update: what follows attention: the block's input x and its attended tokens, both
+            (B, N, C), to the output (B, N, C) of projection, MLP and residual connections.
         window: side of a window in tokens.
         shift: cyclic shift in tokens.
         recompute: compute the whole block again in backward (activation checkpointing).
     """
 
-    norm1: Function
-    qkv: Function
+    qkv: Callable[[Tensor], Tensor]
     attention: WindowAttention
-    random: bool
-    project: Function
-    drop_path: Function
-    norm2: Function
-    mlp: Function
+    update: Callable[[Tensor, Tensor], Tensor]
     window: int
     shift: int
     recompute: bool = False
@@ -80,7 +58,7 @@ class SwinBlock:
         return self._forward(x, windows)
 
     def _forward(self, x: Tensor, windows: Windows) -> Tensor:
-        qkv = self.qkv(self.norm1(x))
+        qkv = self.qkv(x)
         if torch.is_grad_enabled() and not self.recompute:  # only the windows are made again
             attended = checkpoint(
                 attend,
@@ -88,15 +66,55 @@ class SwinBlock:
                 qkv,
                 windows,
                 use_reentrant=False,
-                preserve_rng_state=self.random,
+                preserve_rng_state=self.attention.dropout > 0,
             )
         else:
             attended = attend(self.attention, qkv, windows)
-        x = x + self.drop_path(self.project(attended))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return self.update(x, attended)
 
 
-Stage = tuple[Iterable[SwinBlock], Any | None]
+#: Patch merging of 2x2 blocks: (..., row, column, C) -> (..., C_out).
+Merging = Callable[[Tensor], Tensor]
+#: Blocks, and the patch merging after them.
+Stage = tuple[Iterable[SwinBlock], Merging | None]
+
+
+def encode_units(x: Tensor, stages: Iterable[Stage], units: Tensor, grid: Grid) -> Tensor:
+    """All stages on packed tokens.
+
+    Args:
+        x: (B, U * side * side, C) packed tokens of the units.
+        stages: of the network.
+        units: (B, U) int64, the present units, distinct within an image.
+        grid: units in (height, width).
+
+    Returns:
+        (B, U, C_last), the last stage's output before the final norm, in the order of ``units``.
+    """
+    side = round((x.shape[1] / units.shape[1]) ** 0.5)
+    for blocks, merge in stages:
+        placed: dict[tuple[int, int], Windows] = {}  # two at most: shifted and not
+        for block in blocks:
+            key = block.window, block.shift
+            if key not in placed:
+                placed[key] = place(window_layout(grid, side, *key, x.device), units)
+            x = block(x, placed[key])
+        if merge is not None:
+            side //= 2
+            x = x.unflatten(1, (-1, side, 2, side, 2)).transpose(3, 4)
+            x = merge(x).flatten(1, 3)
+    return x
+
+
+def microsoft_merging(merging: Any | None) -> Merging | None:
+    """Patch merging as Microsoft orders it: column of the block, then row, then channel.
+
+    Args:
+        merging: has ``norm`` and ``reduction``; None after the last stage.
+    """
+    if merging is None:
+        return None
+    return lambda x: merging.reduction(merging.norm(x.transpose(-3, -2).flatten(-3)))
 
 
 def gather_units(x: Tensor, units: Tensor, grid: Grid) -> Tensor:
@@ -117,39 +135,21 @@ def gather_units(x: Tensor, units: Tensor, grid: Grid) -> Tensor:
     return x.view(x.shape[0], -1, channels)
 
 
-def encode_units(x: Tensor, stages: Iterable[Stage], units: Tensor, grid: Grid) -> Tensor:
-    """All stages on packed tokens.
+def unit_side(num_stages: int) -> int:
+    """Side of a unit in tokens of the first stage: one token of the last."""
+    return 2 ** (num_stages - 1)
 
-    Args:
-        x: (B, U * side * side, C), see :func:`gather_units`.
-        stages: blocks, and the patch merging after them (``norm`` and ``reduction``) or None.
-        units: (B, U) int64, the present units.
-        grid: units in (height, width).
 
-    Returns:
-        (B, U, C_last) before the final norm.
+def unit_grid(height: int, width: int, num_stages: int, patch_size: int, option: str) -> Grid:
+    """Units (height, width) of a first stage of height x width tokens.
+
+    Raises:
+        ValueError: it cannot be divided into units; ``option`` is what to set.
     """
-    side = round((x.shape[1] / units.shape[1]) ** 0.5)
-    for blocks, merging in stages:
-        placed: dict[int, Windows] = {}
-        for block in blocks:
-            if block.shift not in placed:
-                layout = window_layout(grid, side, block.window, block.shift, x.device)
-                placed[block.shift] = place(layout, units)
-            x = block(x, placed[block.shift])
-        if merging is not None:
-            x = merge_patches(merging, x, side)
-            side //= 2
-    return x
-
-
-def merge_patches(merging: Any, x: Tensor, side: int) -> Tensor:
-    """Patch merging as Microsoft orders it: column of the 2x2 block, then row, then channel."""
-    half = side // 2
-    x = x.unflatten(1, (-1, half, 2, half, 2)).permute(0, 1, 2, 4, 5, 3, 6)
-    return merging.reduction(merging.norm(x.flatten(4).flatten(1, 3)))
-
-
-def mask_tokens(x: Tensor, mask: Tensor, token: nn.Parameter) -> Tensor:
-    """x (B, h * w, C) with ``token`` (1, 1, C) where mask (B, h, w) is 1."""
-    return torch.where(mask.flatten(1)[..., None].bool(), token.to(x.dtype), x)
+    side = unit_side(num_stages)
+    if height % side or width % side:
+        raise ValueError(
+            f'the {height}x{width} map of the first stage is not divisible into units of '
+            f'{side}x{side} tokens: choose {option} divisible by {side * patch_size}'
+        )
+    return height // side, width // side

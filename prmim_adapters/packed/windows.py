@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Window attention of packed tokens: dense in the windows, packed outside. Torch only.
+"""Window attention of packed tokens: dense in the windows, packed outside.
 
 A *unit* is a square of tokens that is present or thrown as a whole. Tokens are packed as
 (B, U * side * side, C): unit after unit, row-major inside each. :func:`window_layout` says where
@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.partition import Grid
@@ -62,26 +63,6 @@ class Windows:
     rows: Tensor
     absent: Tensor
     layout: WindowLayout
-
-
-def unit_side(num_stages: int) -> int:
-    """Side of a unit in tokens of the first stage: one token of the last."""
-    return 2 ** (num_stages - 1)
-
-
-def unit_grid(height: int, width: int, num_stages: int, patch_size: int, option: str) -> Grid:
-    """Units (height, width) of a first stage of height x width tokens.
-
-    Raises:
-        ValueError: it cannot be divided into units; ``option`` is what to set.
-    """
-    side = unit_side(num_stages)
-    if height % side or width % side:
-        raise ValueError(
-            f'the {height}x{width} map of the first stage is not divisible into units of '
-            f'{side}x{side} tokens: choose {option} divisible by {side * patch_size}'
-        )
-    return height // side, width // side
 
 
 @lru_cache(maxsize=64)
@@ -157,35 +138,50 @@ def place(layout: WindowLayout, units: Tensor) -> Windows:
     return Windows(rows, absent.view(batch, -1, 1, 1, layout.area), layout)
 
 
-def attend(msa: Any, qkv: Tensor, windows: Windows) -> Tensor:
-    """Window attention of packed qkv (B, N, 3C) -> (B, N, C).
+class WindowAttention(NamedTuple):
+    """A window attention between its projections.
 
-    ``msa`` is mmpretrain's ``WindowMSA`` or anything with its ``num_heads``, ``embed_dims``,
-    ``scale``, ``relative_position_bias_table``, ``relative_position_index``, ``attn_drop``,
-    ``softmax`` and ``qkv.bias``.
+    Attributes:
+        num_heads: of the C channels.
+        scale: of the queries.
+        bias_table: (pairs, num_heads) relative position bias.
+        bias_index: area * area int64 in any shape, the table's row of each query and key.
+        qkv_bias: (3C,) bias of queries, keys and values, or None.
+        dropout: of the attention weights; 0 outside of training.
     """
-    batch, heads, area = qkv.shape[0], msa.num_heads, windows.layout.area
-    dense = _empty_windows(msa, qkv, windows.layout)
+
+    num_heads: int
+    scale: float
+    bias_table: Tensor
+    bias_index: Tensor
+    qkv_bias: Tensor | None
+    dropout: float
+
+
+def attend(attention: WindowAttention, qkv: Tensor, windows: Windows) -> Tensor:
+    """Window attention of packed qkv (B, N, 3C) -> (B, N, C)."""
+    batch, heads, area = qkv.shape[0], attention.num_heads, windows.layout.area
+    dense = _empty_windows(attention, qkv, windows.layout)
     dense = dense.index_copy(0, windows.rows, qkv.flatten(0, 1))
-    q, k, v = dense.view(-1, area, 3, heads, msa.embed_dims // heads).permute(2, 0, 3, 1, 4)
-    bias = msa.relative_position_bias_table[msa.relative_position_index.flatten()]
+    q, k, v = dense.view(-1, area, 3, heads, qkv.shape[-1] // 3 // heads).permute(2, 0, 3, 1, 4)
+    bias = attention.bias_table[attention.bias_index.flatten()]
     bias = bias.view(area, area, heads).permute(2, 0, 1)
-    scores = (q * msa.scale) @ k.transpose(-2, -1) + bias
+    scores = (q * attention.scale) @ k.transpose(-2, -1) + bias
     # One mask for images and regions lives here only: kept for backward, it would be large.
     region = windows.layout.region
     mask = windows.absent if region is None else windows.absent + region
     scores = scores.unflatten(0, (batch, -1)) + mask.to(scores.dtype)
-    weights = msa.attn_drop(msa.softmax(scores.flatten(0, 1)))
-    out = (weights @ v).transpose(1, 2).reshape(-1, msa.embed_dims)
-    return out.index_select(0, windows.rows).view(batch, -1, msa.embed_dims)
+    weights = F.dropout(scores.flatten(0, 1).softmax(dim=-1), attention.dropout)
+    out = (weights @ v).transpose(1, 2).flatten(0, 1).flatten(1)
+    return out.index_select(0, windows.rows).unflatten(0, (batch, -1))
 
 
-def _empty_windows(msa: Any, qkv: Tensor, layout: WindowLayout) -> Tensor:
+def _empty_windows(attention: WindowAttention, qkv: Tensor, layout: WindowLayout) -> Tensor:
     """(B * num_slots, 3C): zeros; at padded positions what QKV makes of a zero token."""
     batch, channels = qkv.shape[0], qkv.shape[-1]
-    if layout.padding is None or msa.qkv.bias is None:
+    if layout.padding is None or attention.qkv_bias is None:
         return qkv.new_zeros(batch * layout.num_slots, channels)
-    filler = layout.padding[:, None] * msa.qkv.bias
+    filler = layout.padding[:, None] * attention.qkv_bias
     return filler.to(qkv.dtype).repeat(batch, 1)
 
 

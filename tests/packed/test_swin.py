@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from mmpretrain.models.selfsup.simmim import SimMIMSwinTransformer
 from mmpretrain.models.utils import ShiftWindowMSA
 
-from prmim_adapters.packed import mmpretrain_swin as packed_swin
+from prmim_adapters.adapters.mmpretrain.swin import check_packable, embed_units, stages
+from prmim_adapters.packed import swin as packed_swin
 from prmim_adapters.packed import windows
 
 ARCH = {'embed_dims': 16, 'depths': [2, 2, 2, 2], 'num_heads': [1, 2, 4, 8]}
@@ -62,10 +63,11 @@ def dense(model, images, mask, thrown):
 def packed(model, images, units_masked, units, num_visible):
     """Packed forward; ``units`` (B, U), visible ones first."""
     grid = tuple(units_masked.shape[1:])
-    visible = packed_swin.embed_units(model, images, units[:, :num_visible], grid)
+    visible = embed_units(model, images, units[:, :num_visible], grid)
     kept = units.shape[1] - num_visible
     tokens = model.mask_token.expand(images.shape[0], kept * 64, -1).to(visible.dtype)
-    return packed_swin.packed_stages(model, torch.cat((visible, tokens), 1), units, grid)
+    tokens = torch.cat((visible, tokens), 1)
+    return model.norm3(packed_swin.encode_units(tokens, stages(model, grid), units, grid))
 
 
 @pytest.fixture
@@ -283,9 +285,9 @@ def test_a_batch_keeps_no_mask_of_pairs_of_tokens():
 
 def test_refuses_what_cannot_run_packed():
     with pytest.raises(ValueError, match=r'out_indices=\(2, 3\)'):
-        packed_swin.check_packable(swin(out_indices=(2, 3)))
+        check_packable(swin(out_indices=(2, 3)))
     with pytest.raises(ValueError, match='patch merging with kernel'):
-        packed_swin.check_packable(
+        check_packable(
             SimMIMSwinTransformer(
                 arch=ARCH, img_size=192, stage_cfgs={'downsample_cfg': {'kernel_size': 3}}
             )

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.swin.modeling_swin import (
     SwinForMaskedImageModeling,
@@ -25,14 +24,14 @@ from transformers.models.swin.modeling_swin import (
 from ...core import PartialReconstruction
 from ...core.partition import Grid
 from ...packed.swin import (
-    QKVBias,
     Stage,
     SwinBlock,
-    WindowAttention,
     encode_units,
     gather_units,
+    microsoft_merging,
+    unit_grid,
 )
-from ...packed.windows import unit_grid, unit_mask
+from ...packed.windows import WindowAttention, unit_mask
 from ..base import Adapter
 from ..dense import dense_features, fixed_positions
 from ..registry import ADAPTERS
@@ -89,34 +88,35 @@ def _stages(layers: Any, size: tuple[int, int]) -> Iterator[Stage]:
     for depth, stage in enumerate(layers):
         smallest = min(size) >> depth
         recompute = stage.training and stage.gradient_checkpointing
-        yield [_describe(block, smallest, recompute) for block in stage.blocks], stage.downsample
+        blocks = [_describe(block, smallest, recompute) for block in stage.blocks]
+        yield blocks, microsoft_merging(stage.downsample)
 
 
 def _describe(block: Any, smallest: int, recompute: bool) -> SwinBlock:
     attention, clamped = block.attention, smallest <= block.window_size
-    dropout = attention.attention_dropout if attention.training else 0.0
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     has_bias = attention.q_proj.bias is not None
-    bias = torch.cat([p.bias for p in projections]) if has_bias else None
     table = attention.relative_position_bias
+
+    def qkv(x: Tensor) -> Tensor:
+        x = block.layernorm_before(x)
+        return torch.cat([project(x) for project in projections], dim=-1)
+
+    def update(x: Tensor, attended: Tensor) -> Tensor:
+        x = x + block.drop_path(block.dropout(attention.o_proj(attended)))
+        return x + block.dropout(block.mlp(block.layernorm_after(x)))
+
     return SwinBlock(
-        norm1=block.layernorm_before,
-        qkv=lambda x: torch.cat([project(x) for project in projections], dim=-1),
+        qkv=qkv,
         attention=WindowAttention(
             num_heads=attention.num_attention_heads,
-            embed_dims=attention.num_attention_heads * attention.head_dim,
             scale=attention.scaling,
-            relative_position_bias_table=table.relative_position_bias_table,
-            relative_position_index=table.relative_position_index,
-            attn_drop=lambda weights: F.dropout(weights, dropout),
-            softmax=lambda scores: scores.softmax(dim=-1),
-            qkv=QKVBias(bias),
+            bias_table=table.relative_position_bias_table,
+            bias_index=table.relative_position_index,
+            qkv_bias=torch.cat([p.bias for p in projections]) if has_bias else None,
+            dropout=attention.attention_dropout if attention.training else 0.0,
         ),
-        random=dropout > 0,
-        project=lambda x: block.dropout(attention.o_proj(x)),
-        drop_path=block.drop_path,
-        norm2=block.layernorm_after,
-        mlp=lambda x: block.dropout(block.mlp(x)),
+        update=update,
         window=smallest if clamped else block.window_size,
         shift=0 if clamped else block.shift_size,
         recompute=recompute,

@@ -24,12 +24,13 @@ from torch import Tensor
 from ...core import PartialReconstruction, TokenPartition
 from ...core.partition import Grid
 from ...frameworks.simmim_vit import SimMIMViT
-from ...packed.mmpretrain_swin import check_packable, embed_units, packed_stages
-from ...packed.windows import tiles, unit_grid, unit_mask, unit_side
+from ...packed.swin import encode_units, unit_grid, unit_side
+from ...packed.windows import tiles, unit_mask
 from ..base import Adapter
 from ..dense import fixed_positions
 from ..registry import ADAPTERS
 from .beit import check_relative_bias, encode_present
+from .swin import check_packable, embed_units, stages
 
 
 class PRSimMIMViT(SimMIMViT):
@@ -67,7 +68,8 @@ class PRSimMIMSwinTransformer(SimMIMSwinTransformer):
         grid = self.partial.grid
         partition = self.partial.split(unit_mask(mask, grid))
         tokens = self.drop_after_pos(self._present_tokens(x, partition))
-        features = packed_stages(self, tokens, partition.present, grid)
+        features = encode_units(tokens, stages(self, grid), partition.present, grid)
+        features = getattr(self, f'norm{self.num_layers - 1}')(features)
         queries = fixed_positions(grid, features.shape[-1], self.mask_token.dtype, x.device)
         return (_column(self.partial.reconstruct(partition, features, queries)),)
 

@@ -5,7 +5,7 @@ Modifications:
 * ``VisionTransformerForSimMIM.forward`` encodes cls + visible + kept tokens. The shared relative
   position bias is gathered per image; a bias per block (``MODEL.VIT.USE_RPB``) is refused.
 * ``SwinTransformerForSimMIM.forward`` runs all stages on visible and kept 32-pixel units (see
-  ``swin.py``).
+  ``packed/swin.py``).
 * Both reconstruct the thrown tokens and return the feature map that they always did, so the decoder
   and ``SimMIM.forward`` are upstream's. At ratio 0 the encoders are upstream's too.
 * Where thrown tokens weigh differently from kept ones, the loss is upstream's with those weights.

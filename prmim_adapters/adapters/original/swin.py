@@ -6,20 +6,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...core.partition import Grid
 from ...packed import swin as swin_units
-from ...packed import windows
-from ...packed.swin import QKVBias, Stage, SwinBlock, WindowAttention
-from ...packed.windows import unit_mask
+from ...packed.swin import Stage, SwinBlock, microsoft_merging
+from ...packed.windows import WindowAttention, unit_mask
 from ..dense import dense_features, feature_map, fixed_positions
 
 
 def unit_grid(encoder: Any) -> Grid:
     """Units (height, width); raises ValueError if the image cannot be divided into units."""
     height, width = encoder.patches_resolution
-    return windows.unit_grid(height, width, encoder.num_layers, encoder.patch_size, 'DATA.IMG_SIZE')
+    return swin_units.unit_grid(
+        height, width, encoder.num_layers, encoder.patch_size, 'DATA.IMG_SIZE'
+    )
 
 
 def encode_units(encoder: Any, images: Tensor, mask: Tensor) -> Tensor:
@@ -32,7 +34,7 @@ def encode_units(encoder: Any, images: Tensor, mask: Tensor) -> Tensor:
     """
     grid, token = encoder.partial.grid, encoder.mask_token
     partition = encoder.partial.split(unit_mask(mask, grid))
-    x = swin_units.mask_tokens(encoder.patch_embed(images), mask, token)
+    x = _mask_tokens(encoder.patch_embed(images), mask, token)
     if encoder.ape:
         x = x + encoder.absolute_pos_embed
     x = swin_units.gather_units(encoder.pos_drop(x), partition.present, grid)
@@ -44,30 +46,33 @@ def encode_units(encoder: Any, images: Tensor, mask: Tensor) -> Tensor:
 def _stages(encoder: Any) -> Iterator[Stage]:
     for layer in encoder.layers:
         blocks = [_describe(block, layer.use_checkpoint) for block in layer.blocks]
-        yield blocks, layer.downsample
+        yield blocks, microsoft_merging(layer.downsample)
 
 
 def _describe(block: Any, recompute: bool) -> SwinBlock:
     attention = block.attn
+
+    def update(x: Tensor, attended: Tensor) -> Tensor:
+        x = x + block.drop_path(attention.proj_drop(attention.proj(attended)))
+        return x + block.drop_path(block.mlp(block.norm2(x)))
+
     return SwinBlock(
-        norm1=block.norm1,
-        qkv=attention.qkv,
+        qkv=lambda x: attention.qkv(block.norm1(x)),
         attention=WindowAttention(
             num_heads=attention.num_heads,
-            embed_dims=attention.dim,
             scale=attention.scale,
-            relative_position_bias_table=attention.relative_position_bias_table,
-            relative_position_index=attention.relative_position_index,
-            attn_drop=attention.attn_drop,
-            softmax=attention.softmax,
-            qkv=QKVBias(attention.qkv.bias),
+            bias_table=attention.relative_position_bias_table,
+            bias_index=attention.relative_position_index,
+            qkv_bias=attention.qkv.bias,
+            dropout=attention.attn_drop.p if attention.training else 0.0,
         ),
-        random=attention.training and attention.attn_drop.p > 0,
-        project=lambda x: attention.proj_drop(attention.proj(x)),
-        drop_path=block.drop_path,
-        norm2=block.norm2,
-        mlp=block.mlp,
+        update=update,
         window=block.window_size,
         shift=block.shift_size,
         recompute=recompute,
     )
+
+
+def _mask_tokens(x: Tensor, mask: Tensor, token: Tensor) -> Tensor:
+    """x (B, h * w, C) with ``token`` (1, 1, C) where mask (B, h, w) is 1."""
+    return torch.where(mask.flatten(1)[..., None].bool(), token.to(x.dtype), x)
