@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..accounting.variants import load_config
 from .converter import Converter
+from .settings import checked_encoder, read_literal
 
 #: Largest difference of features, relative to their largest value, that counts as equal in fp32.
 TOLERANCE = 1e-4
@@ -43,7 +43,11 @@ def export_encoder(
     from safetensors.torch import save_file
 
     content = _load(checkpoint)
-    backbone = build_encoder(_model_config(content, config, checkpoint), encoder)
+    if config is not None:
+        settings = encoder_settings(load_config(config).model.to_dict(), encoder)
+    else:
+        settings = checked_encoder(encoder_settings(_own_config(content, checkpoint), encoder))
+    backbone = build_encoder(settings)
     prefix = f'{encoder}.'
     weights = content.get('state_dict', content)
     weights = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
@@ -141,12 +145,29 @@ def find_converter(backbone: nn.Module) -> Converter:
     raise ValueError(f'no timm counterpart for {type(backbone).__name__}; known: {names}')
 
 
-def build_encoder(model_config: dict[str, Any], encoder: str = 'backbone') -> nn.Module:
-    """Build the encoder that a model config names, with random weights.
+def encoder_settings(model_config: Any, encoder: str = 'backbone') -> dict[str, Any]:
+    """What a model config says about the encoder.
 
     Args:
         model_config: ``model`` of a training config; of type PRMIM or the framework's own.
         encoder: dotted name; the part behind the last dot is looked up in the config.
+
+    Raises:
+        ValueError: the config has no such part.
+    """
+    name = encoder.rsplit('.', 1)[-1]
+    parts = model_config.get('framework', model_config) if isinstance(model_config, dict) else None
+    if not isinstance(parts, dict) or name not in parts:
+        raise ValueError(f'the config has no {name!r} in its model, only {list(parts or ())}')
+    return parts[name]
+
+
+def build_encoder(settings: dict[str, Any]) -> nn.Module:
+    """Build an encoder, with random weights.
+
+    Args:
+        settings: of the user's own config, or what :func:`checked_encoder` gives: a registry
+            imports and calls whatever it names.
     """
     from mmengine.registry import init_default_scope
     from mmpretrain.registry import MODELS
@@ -154,11 +175,7 @@ def build_encoder(model_config: dict[str, Any], encoder: str = 'backbone') -> nn
     from .. import openmmlab  # noqa: F401, registers this package's backbones
 
     init_default_scope('mmpretrain')
-    settings = model_config.get('framework', model_config)
-    name = encoder.rsplit('.', 1)[-1]
-    if name not in settings:
-        raise ValueError(f'the config has no {name!r} in its model; it has {", ".join(settings)}')
-    return MODELS.build({k: v for k, v in settings[name].items() if k != 'init_cfg'})
+    return MODELS.build({k: v for k, v in settings.items() if k != 'init_cfg'})
 
 
 @torch.no_grad()
@@ -181,41 +198,8 @@ def _image_size(backbone: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _model_config(
-    content: dict[str, Any], config: str | Path | None, checkpoint: str | Path
-) -> dict[str, Any]:
-    if config is not None:
-        return load_config(config).model.to_dict()
+def _own_config(content: dict[str, Any], checkpoint: str | Path) -> Any:
     text = content.get('meta', {}).get('cfg')
     if not isinstance(text, str):
         raise ValueError(f'{checkpoint} holds no config; give the training config with --config')
     return read_literal(text, 'model')
-
-
-def read_literal(text: str, name: str) -> Any:
-    """Value of ``name`` in the text of a config, without executing it.
-
-    Checkpoints may come from elsewhere, so only literals and ``dict(...)`` are understood.
-
-    Raises:
-        ValueError: no such name, or its value is made by anything else.
-    """
-    for statement in ast.parse(text).body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
-            return _literal(statement.value)
-    raise ValueError(f'the config in the checkpoint has no {name!r}; give it with --config')
-
-
-def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'dict' and not node.args:
-        return {str(keyword.arg): _literal(keyword.value) for keyword in node.keywords}
-    if isinstance(node, ast.Dict):
-        return {
-            ast.literal_eval(key): _literal(value)
-            for key, value in zip(node.keys, node.values, strict=True)
-            if key is not None
-        }
-    if isinstance(node, (ast.List, ast.Tuple)):
-        items = [_literal(item) for item in node.elts]
-        return items if isinstance(node, ast.List) else tuple(items)
-    return ast.literal_eval(node)

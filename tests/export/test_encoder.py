@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import prmim_adapters.openmmlab  # noqa: F401
 from prmim_adapters.commands.export import export
 from prmim_adapters.export import encoder as encoder_module
 from prmim_adapters.export import export_encoder, to_timm
-from prmim_adapters.export.encoder import read_literal
+from prmim_adapters.export.settings import checked_encoder, read_literal
 
 VIT_ARCH = dict(embed_dims=48, num_layers=2, num_heads=3, feedforward_channels=96)
 VIT = dict(arch=VIT_ARCH, img_size=64, patch_size=16)
@@ -130,7 +131,7 @@ def test_command(checkpoint: Path, tmp_path: Path) -> None:
     assert 'timm VisionTransformer, 150 tensors, 5.52 M parameters' in result.output
     wrong = CliRunner().invoke(export, [str(checkpoint), str(out), '--encoder', 'teacher'])
     assert wrong.exit_code == 1
-    assert "no 'teacher' in its model" in wrong.output
+    assert "no 'teacher' in its model, only ['backbone']" in wrong.output
 
 
 def test_bare_weights_need_no_allow_list(tmp_path: Path) -> None:
@@ -162,10 +163,61 @@ def test_other_endings_are_refused(checkpoint: Path) -> None:
 def test_config_text_is_read_not_executed(tmp_path: Path) -> None:
     marker = tmp_path / 'executed'
     text = f'model = dict(type=open({str(marker)!r}, "w"))\n'
-    with pytest.raises(ValueError, match='malformed node'):
+    with pytest.raises(ValueError, match='cannot be read as literals'):
         read_literal(text, 'model')
     assert not marker.exists()
     assert read_literal('model = dict(a=[1, -2.5, None], b={"c": (True, "d")})', 'model') == {
         'a': [1, -2.5, None],
         'b': {'c': (True, 'd')},
     }
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_settings_of_every_encoder_are_known(name: str) -> None:
+    """Also with the ``_scope_`` and ``init_cfg`` that inheriting from mmpretrain leaves."""
+    settings = dict(BACKBONES[name])
+    noise = dict(_scope_='mmpretrain', init_cfg=dict(type='Pretrained', checkpoint='a/b.pth'))
+    assert checked_encoder({**settings, **noise}) == settings
+
+
+HOSTILE_SETTINGS: dict[str, dict[str, Any]] = {
+    'called': dict(type='subprocess.getoutput', cmd='touch {marker}'),
+    'layer called': dict(
+        type='MAEViT', **VIT, norm_cfg=dict(type='subprocess.getoutput', cmd='touch {marker}')
+    ),
+    'module imported': dict(type='planted.MAEViT'),
+    'layer imported': dict(type='MAEViT', **VIT, norm_cfg=dict(type='planted.LN')),
+    'imported by another key': dict(type='MAEViT', **VIT, patch_cfg=dict(conv_type='planted.Conv')),
+    'imported by scope': dict(type='MAEViT', _scope_='planted', **VIT),
+    'imported by inner scope': dict(
+        type='MAEViT', **VIT, norm_cfg=dict(type='LN', _scope_='planted')
+    ),
+    'scope before the name': dict(type='planted/MAEViT', **VIT),
+    'another model': dict(type='TIMMBackbone', model_name='resnet18', checkpoint_path='planted'),
+    'another layer': dict(type='MAEViT', **VIT, norm_cfg=dict(type='HuggingFaceClassifier')),
+    'type is no text': dict(type=['planted', 'MAEViT']),
+    'key is no name': {'type': 'MAEViT', 'norm_cfg': {'type': 'LN', 'a b': 1}},
+    'size': dict(type='MAEViT', arch=dict(VIT_ARCH, num_layers=10**9), img_size=64),
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE_SETTINGS)
+def test_a_foreign_config_runs_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither called nor imported: the module that the settings name would leave the mark."""
+    marker = tmp_path / 'ran'
+    (tmp_path / 'planted.py').write_text(f'open({str(marker)!r}, "w").close()\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'planted', raising=False)
+    text = repr(HOSTILE_SETTINGS[name]).replace('{marker}', str(marker))
+    checkpoint = tmp_path / 'foreign.pth'
+    weights = {'backbone.cls_token': torch.zeros(1, 1, 48)}
+    torch.save(
+        dict(state_dict=weights, meta=dict(cfg=f'model = dict(backbone={text})')), checkpoint
+    )
+    result = CliRunner().invoke(export, [str(checkpoint), str(tmp_path / 'out.safetensors')])
+    assert not marker.exists()
+    assert not (tmp_path / 'out.safetensors').exists()
+    assert result.exit_code == 1
+    assert result.output.startswith('Error: ')
