@@ -42,6 +42,11 @@ def total(losses: dict[str, Any]) -> Tensor:
     return sum(value for name, value in losses.items() if 'loss' in name)
 
 
+def input_images(batch: Batch) -> list[Tensor]:
+    """The images that the encoder sees, each (B, 3, H, W)."""
+    return [batch['inputs']] if isinstance(batch['inputs'], Tensor) else batch['inputs'][:1]
+
+
 def pixel_target_saliency(model: nn.Module, batch: Batch) -> Tensor:
     """(B, L) absolute gradient of the loss with respect to each token's target.
 
@@ -78,6 +83,11 @@ class Case:
         expected_tokens: prefix + present tokens per image at ``ratio``.
         saving: MACs per image that throwing saves at ``ratio`` against the framework, closed
             form from the layer shapes, without aggregation.
+        features: (model, tokens (L, C)) -> (L, C), what the heavy network makes of tokens that do
+            not see each other; a tuple where the adapter reconstructs several features.
+        reference: builds the framework's own model where ``build`` has an upstream defect that the
+            adapter mends.
+        images: the images of a batch that the encoder sees, each (B, 3, H, W).
         saliency: (B, L) dependence of the loss on each token's target.
         losses: runs the loss path of a model.
         equals_at_zero: False where upstream has a defect that the adapter mends (say which).
@@ -93,6 +103,9 @@ class Case:
     heavy: Callable[[nn.Module], nn.Module]
     expected_tokens: int
     saving: float
+    features: Callable[[nn.Module, Tensor], Any]
+    reference: Callable[[], nn.Module] | None = None
+    images: Callable[[Batch], list[Tensor]] = input_images
     tokens_seen: Callable[[Any], int] = lambda args: args[0].shape[1]
     saliency: Callable[[nn.Module, Batch], Tensor] = pixel_target_saliency
     losses: Callable[[nn.Module, Batch], dict[str, Tensor]] = plain_losses
@@ -104,9 +117,10 @@ class Case:
         """The framework's model, always with the same weights."""
         return seeded(self.build)
 
-    def loss(self, model: nn.Module, seed: int = 1) -> Tensor:
+    def loss(self, model: nn.Module, seed: int = 1, batch: Batch | None = None) -> Tensor:
         """The loss that the Runner would optimise, under a fixed seed."""
-        return total(seeded(lambda: self.losses(model, self.batch()), seed))
+        batch = self.batch() if batch is None else batch
+        return total(seeded(lambda: self.losses(model, batch), seed))
 
 
 @cache

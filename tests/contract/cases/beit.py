@@ -72,6 +72,14 @@ def encoder_saving(layers: int = DEPTH, norms: int = 2 * DEPTH + 1) -> float:
     return layers * (linear + attention) + norms * 5 * WIDTH * THROWN
 
 
+def features(model, tokens):
+    """The encoder's layers and norm; attention, to which the relative bias belongs, is silent."""
+    tokens = tokens[None]
+    for layer in model.backbone.layers:
+        tokens = layer(tokens, rel_pos_bias=None)
+    return model.backbone.norm1(tokens)[0]
+
+
 class Positions(BaseModule):
     """Tokenizer for looking: the class of a token is its position."""
 
@@ -101,6 +109,7 @@ CASES = [
         heavy=lambda model: model.backbone.layers[0],
         expected_tokens=65 - THROWN,
         saving=encoder_saving(),
+        features=features,
         saliency=saliency,
     )
 ]

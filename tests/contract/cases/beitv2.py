@@ -69,6 +69,17 @@ def build():
     return finish(model, RandomTokens())
 
 
+def features(model, tokens):
+    """The neck's two outputs: of all layers, and of early ones with its own aggregation."""
+    states, tokens = [], tokens[None]
+    for layer in model.backbone.layers:
+        tokens = layer(tokens, rel_pos_bias=None)
+        states.append(tokens)
+    cls = torch.zeros_like(tokens[:, :1])
+    outputs = model.neck([torch.cat((cls, states[i]), 1) for i in (1, 2)], rel_pos_bias=None)
+    return tuple(output[0] for output in outputs)
+
+
 CASES = [
     Case(
         name='beitv2',
@@ -78,6 +89,7 @@ CASES = [
         invalid_ratio=MASKED / 64,
         heavy=lambda model: model.neck.patch_aggregation[0],
         expected_tokens=65 - THROWN,
+        features=features,
         # encoder without a final norm, and the neck: two layers and its norm of both inputs
         saving=encoder_saving(DEPTH + NECK_DEPTH, norms=2 * (DEPTH + NECK_DEPTH) + 2),
         saliency=partial(saliency, tokenizer=PositionTokens),

@@ -46,6 +46,11 @@ def build(execution, scope):
     return model
 
 
+def features(model, tokens):
+    """The decoder's blocks on maps of one position."""
+    return model.neck.decoder(tokens[..., None, None]).flatten(1)
+
+
 def decoder_saving(depth: int = 2) -> float:
     """The projection skips masked units, the blocks thrown ones, the prediction visible ones."""
     projection = MASKED * ENCODER * DECODER
@@ -64,6 +69,7 @@ CASES = [
         heavy=lambda model: model.neck.decoder[0].pointwise_conv1,
         expected_tokens=LENGTH - THROWN,
         saving=decoder_saving(),
+        features=features,
         checkpointing=(('backbone.stages.0.0.with_cp', True), ('neck.decoder.0.with_cp', True)),
     )
     for name, execution, scope in (

@@ -117,6 +117,29 @@ def masked_saliency(model, batch):
     return rows.sum((2, 4)).flatten(1)
 
 
+def mae_features(model, tokens):
+    """The decoder's layers and norm."""
+    tokens = tokens[None]
+    for layer in model.decoder.decoder_layers:
+        tokens = layer(tokens)
+    return model.decoder.decoder_norm(tokens)[0]
+
+
+def vit_features(model, tokens):
+    """The encoder's layers and norm."""
+    tokens = tokens[None]
+    for layer in model.vit.layers:
+        tokens = layer(tokens)
+    return model.vit.layernorm(tokens)[0]
+
+
+def swin_features(model, tokens):
+    """The encoder's own features of images that are masked everywhere; ``tokens`` are zeros."""
+    everywhere = torch.ones(1, 16 * 16, dtype=torch.bool)
+    output = SwinModel.forward(model.swin, torch.zeros(1, 3, 32, 32), everywhere)
+    return output.last_hidden_state[0] + tokens
+
+
 def transformer_saving(width: int, hidden: int, before: int, after: int) -> float:
     """Blocks and final norm on ``after`` tokens in place of ``before``; norms count 5 an element."""
     linear = (before - after) * (4 * width**2 + 2 * width * hidden)
@@ -146,12 +169,14 @@ def mae_case(name: str, **options) -> Case:
         # the prediction layer sees 48 masked tokens, upstream's cls and all 64
         saving=transformer_saving(32, 128, 65, 33) + (65 - 48) * 32 * 48,
         saliency=mae_saliency,
+        features=mae_features,
         losses=losses,
     )
 
 
 try:
     import transformers
+    from transformers.models.swin.modeling_swin import SwinModel
 except ImportError:
     CASES = []  # tests/adapters/test_huggingface.py is skipped with the reason
 else:
@@ -167,6 +192,7 @@ else:
             heavy=lambda model: model.vit.layers[0],
             expected_tokens=1 + 24 + 8,
             saving=transformer_saving(WIDTH, 48, 65, 33),
+            features=vit_features,
             saliency=masked_saliency,
             losses=losses,
         ),
@@ -179,6 +205,7 @@ else:
             heavy=lambda model: model.swin.encoder.layers[0].blocks[0].layernorm_before,
             expected_tokens=4 * (24 + 8),
             saving=swin_saving(),
+            features=swin_features,
             saliency=masked_saliency,
             losses=losses,
         ),

@@ -96,6 +96,15 @@ def saving(counts, ratio, share=2 / 3) -> float:
     return sum(encoder(1 + LENGTH) - encoder(1 + LENGTH - t) for t in thrown) / IMAGES
 
 
+def features(model, tokens):
+    """The student's layers and norm."""
+    return model.backbone.encode(tokens[None])[0]
+
+
+def global_crops(batch):
+    return batch['inputs'][:GLOBAL]
+
+
 ONE_SIZE = [[18, 18]] * IMAGES  # 0.75 of 24
 TOTAL_RAGGED = 6 * 25 - (8 + 0 + 10 + 4 + 4 + 0)
 
@@ -110,6 +119,8 @@ CASES = [
         expected_tokens=1 + 6 + 6,
         saving=saving(ONE_SIZE, 0.5),
         saliency=saliency,
+        features=features,
+        images=global_crops,
         compiles_whole=False,  # how many tokens are masked decides the shapes
     ),
     Case(
@@ -124,6 +135,8 @@ CASES = [
         expected_tokens=TOTAL_RAGGED,
         saving=saving(RAGGED, 10 / 24),
         saliency=saliency,
+        features=features,
+        images=global_crops,
         compiles_whole=False,  # how many tokens are masked decides the shapes
     ),
 ]

@@ -67,6 +67,14 @@ def saving() -> float:
     return DEPTH * (linear + attention) + norms + (196 - MASKED) * WIDTH * 27
 
 
+def features(model, tokens):
+    """The encoder's layers and norm."""
+    tokens = tokens[None]
+    for layer in model.backbone.layers:
+        tokens = layer(tokens)
+    return model.backbone.norm1(tokens)[0]
+
+
 def saliency(model, batch):
     """Gradient with respect to the HOG target at the rows that the loss module sees."""
     seen = {}
@@ -93,6 +101,7 @@ CASES = [
         heavy=lambda model: model.backbone.layers[0],
         expected_tokens=197 - THROWN,
         saving=saving(),
+        features=features,
         saliency=saliency,
     )
 ]

@@ -4,6 +4,7 @@
 import torch
 from cases.simmim_vit import masks, saliency, samples
 from contract_case import Case, images
+from mmpretrain.models.selfsup.simmim import SimMIMSwinTransformer
 from mmpretrain.registry import MODELS
 
 WIDTHS, DEPTHS, UNITS = (8, 16, 32, 64), (2, 1, 1, 1), 4
@@ -49,6 +50,19 @@ def batch():
     return dict(inputs=images(size=32 * UNITS), data_samples=samples(masks(UNITS, 10, scale=8)))
 
 
+def features(model, tokens):
+    """The backbone's own features of images that are masked everywhere.
+
+    Queries of units are positions alone, which the backbone's tokens do not have: ``tokens`` are
+    zeros.
+    """
+    backbone = model.backbone
+    side = 32 * UNITS
+    everywhere = torch.ones(1, 8 * UNITS, 8 * UNITS)
+    (features,) = SimMIMSwinTransformer.forward(backbone, torch.zeros(1, 3, side, side), everywhere)
+    return features[0].flatten(1).T + tokens
+
+
 def saving() -> float:
     """16 units, 10 masked, 8 thrown. Embedding sees 6 units, the stages 8, the neck 10."""
     area, thrown = 64, 8
@@ -76,6 +90,7 @@ def case(name, make, saving) -> Case:
         heavy=lambda model: model.backbone.stages[0].blocks[0].ffn,
         expected_tokens=(6 + 2) * 64,
         saving=saving,
+        features=features,
         saliency=saliency,
         checkpointing=tuple(
             (f'backbone.stages.{stage}.blocks.{block}.with_cp', True)

@@ -4,6 +4,7 @@
 from functools import partial
 
 from contract_case import Case, images, plain_losses, total
+from mmpretrain.models import SparKLightDecoder
 from mmpretrain.registry import MODELS
 
 from prmim_adapters.frameworks import packed_convnext  # noqa: F401, registers the backbone
@@ -55,6 +56,18 @@ def saving(encoder=ENCODER) -> float:
     return THROWN * (per_unit + UNIT**2 * (DECODER >> 5) * 3)
 
 
+def features(model, tokens):
+    """The pixels of a unit of mask tokens; ``tokens``, queries without their positions, are zeros."""
+    maps = []
+    for i, (project, token) in enumerate(
+        zip(model.enc_dec_projectors, model.mask_tokens, strict=True)
+    ):
+        upstream = type(project).__bases__[-1]
+        maps.append(upstream.forward(project, token.expand(1, -1, 2**i, 2**i)))
+    pixels = SparKLightDecoder.forward(model.neck, maps)
+    return pixels.permute(0, 2, 3, 1).flatten(1) + tokens
+
+
 def saliency(model, batch):
     """Gradient with respect to the target rows that the loss module sees."""
     seen = {}
@@ -74,7 +87,7 @@ def saliency(model, batch):
 CASES = [
     Case(
         name=name,
-        build=partial(build, backbone, encoder),
+        build=partial(build, backbone, encoder, **neck),
         batch=lambda: dict(inputs=images(size=128), data_samples=None),
         ratio=THROWN / LENGTH,
         invalid_ratio=MASKED / LENGTH,
@@ -82,12 +95,14 @@ CASES = [
         tokens_seen=lambda args: args[0].shape[0] // 3,
         expected_tokens=LENGTH - THROWN,
         saving=saving(encoder),
+        features=features,
         saliency=saliency,
         compiles_whole=False,  # mmpretrain's SparseLN2d looks up active positions by value
         checkpointing=(('backbone.stages.0.0.with_cp', True),),
     )
-    for name, backbone, encoder in (
-        ('spark', 'SparseConvNeXt', 64),
-        ('spark-packed-encoder', 'PackedSparseConvNeXt', ENCODER),  # first projection: identity
+    for name, backbone, encoder, neck in (
+        ('spark', 'SparseConvNeXt', 64, {}),
+        # the first projection is an identity; a unit of one channel would be dead with ReLU6
+        ('spark-packed-encoder', 'PackedSparseConvNeXt', ENCODER, dict(act_cfg=dict(type='GELU'))),
     )
 ]
