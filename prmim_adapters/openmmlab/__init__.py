@@ -4,13 +4,14 @@
 custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)
 """
 
-from ..frameworks import fcmae, ibot, simmim_vit
+from ..frameworks import cross_mae, fcmae, ibot, simmim_vit
 from . import compat, device_dataset, hooks_ibot, knn, prmim, transforms
 
 compat.apply()
 
 __all__ = [
     'compat',
+    'cross_mae',
     'device_dataset',
     'fcmae',
     'hooks_ibot',

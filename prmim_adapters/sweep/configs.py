@@ -22,7 +22,10 @@ from .inheritance import merge
 from .spec import FRAMEWORK_ARM, Framework, Point, Spec, SpecError, Transfer
 
 _TRANSFER_IMPORTS = ['prmim_adapters.openmmlab']
-_BASE_IMPORTS = [*_TRANSFER_IMPORTS, 'prmim_adapters.sweep.evaluation']
+_SWEEP_IMPORTS = ['equal_cost', 'evaluation', 'pairing']
+_BASE_IMPORTS = [*_TRANSFER_IMPORTS, *(f'prmim_adapters.sweep.{n}' for n in _SWEEP_IMPORTS)]
+
+_LOOPS = {True: 'EpochBasedTrainLoop', False: 'IterBasedTrainLoop'}
 
 
 def check_configs(spec: Spec) -> None:
@@ -31,7 +34,8 @@ def check_configs(spec: Spec) -> None:
     Raises:
         SpecError: one cannot be read, or lacks the checkpoint that the transfers start from.
     """
-    first = Point(next(iter(spec.frameworks)), FRAMEWORK_ARM, 0.0, spec.seeds[0])
+    whole = next(name for name, entry in spec.frameworks.items() if entry.peer_of is None)
+    first = Point(whole, FRAMEWORK_ARM, 0.0, spec.seeds[0])
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name, framework in spec.frameworks.items():
@@ -63,9 +67,11 @@ def check_arms(spec: Spec) -> None:
             base = Path(scratch) / 'base.py'
             write_base(base, framework, spec)
             model = build_model(Config.fromfile(base))
+        if framework.peer_of is not None:
+            continue
         for arm, ratio in product(spec.arms, spec.ratios):
             try:
-                detach(attach(model, throw_ratio=ratio, **spec.arms[arm]))
+                detach(attach(model, throw_ratio=ratio, **spec.attach_options(arm)))
             except (KeyError, TypeError, ValueError) as error:
                 raise SpecError(
                     f'arms.{arm} at ratio {ratio:g} with frameworks.{name}: {error.args[0]}'
@@ -81,16 +87,24 @@ def write_base(path: Path, framework: Framework, spec: Spec) -> None:
     whole = merge(own, options)
     shared = dict(
         custom_imports=_with_imports(whole, _BASE_IMPORTS),
-        custom_hooks=[*(whole.get('custom_hooks') or []), _evaluation_hook(framework, spec)],
+        custom_hooks=[
+            dict(type='PairedDrawsHook'),
+            *(whole.get('custom_hooks') or []),
+            _evaluation_hook(framework, spec),
+        ],
     )
     _write_over(path, source, own, merge(options, shared))
 
 
 def write_point(path: Path, base: Path, point: Point, spec: Spec) -> None:
     """Write the config of one training run."""
-    text = render(str(base.resolve()), dict(randomness=dict(seed=point.seed)))
+    differences: dict[str, Any] = dict(randomness=dict(seed=point.seed))
+    if spec.budget(point.framework, point.arm) == 'cost':
+        differences['train_cfg'] = _equal_cost_loop(base, point, spec)
+    text = render(str(base.resolve()), differences)
     if point.arm != FRAMEWORK_ARM:
-        options = ''.join(f'    {key}={value!r},\n' for key, value in spec.arms[point.arm].items())
+        attached = spec.attach_options(point.arm)
+        options = ''.join(f'    {key}={value!r},\n' for key, value in attached.items())
         text += (
             'model = dict(\n'
             '    _delete_=True,\n'
@@ -101,6 +115,26 @@ def write_point(path: Path, base: Path, point: Point, spec: Spec) -> None:
             ')\n'
         )
     _put(path, text)
+
+
+def _equal_cost_loop(base: Path, point: Point, spec: Spec) -> dict[str, Any]:
+    """``train_cfg`` of a point that trains for the cost of its framework, or of the peer's.
+
+    Raises:
+        SpecError: the framework's config has a loop of its own.
+    """
+    loop = dict(_read(base)['train_cfg'])
+    if 'type' in loop and loop['type'] not in _LOOPS.values():
+        raise SpecError(
+            f'frameworks.{point.framework}: budget: cost is for epoch- and iteration-based '
+            f'training, and its train_cfg has type={loop["type"]!r}'
+        )
+    by_epoch = loop.pop('by_epoch', True)
+    kind = loop.pop('type', _LOOPS[by_epoch])
+    other = spec.frameworks[point.framework].peer_of or point.framework
+    framework = _read(base.parents[1] / other / 'base.py')['model']
+    kind = kind.replace('BasedTrain', '')
+    return dict(_delete_=True, type=f'EqualCost{kind}', **loop, framework=framework)
 
 
 def write_transfer(

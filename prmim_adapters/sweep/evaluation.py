@@ -10,22 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..accounting import UndercountError, count_macs, training_macs
-from ..accounting.batch import seeded
+from ..accounting import UndercountError
 from ..openmmlab.distributed import gather_shards, unwrapped
 from ..openmmlab.knn import extract_features, knn_classify
+from .cost import counted_macs, run_cost
 from .results import MEASUREMENTS, environment, write_json
-
-_WARM_UP = 5
-_COUNTED_IMAGES = 2
 
 
 @HOOKS.register_module()
@@ -84,7 +79,7 @@ class FrozenFeatureHook(Hook):
         )
         measurements = dict(
             accuracy=accuracy,
-            cost={**self.macs, **measured_cost(runner)},
+            cost=run_cost(runner, self.macs),
             environment=environment(),
         )
         write_json(Path(runner.work_dir) / MEASUREMENTS, measurements)
@@ -137,40 +132,3 @@ def linear_accuracy(
 
     probe = LogisticRegression(C=regularization, max_iter=300).fit(x.numpy(), y.numpy())
     return 100 * float(probe.score(x_test.numpy(), y_test.numpy()))
-
-
-def counted_macs(model: nn.Module, data_batch: dict[str, Any]) -> dict[str, float]:
-    """Forward and training GMACs per image of the loss path; the random state stays as it was."""
-    few = dict(
-        inputs=_first(data_batch['inputs']),
-        data_samples=data_batch['data_samples'][:_COUNTED_IMAGES],
-    )
-    with seeded(0), torch.no_grad():
-        batch = model.data_preprocessor(few, True)
-    training = training_macs(model, batch)
-    return dict(
-        forward_gmacs=count_macs(model, batch).total / 1e9,
-        training_gmacs=(training.forward.total + training.backward.total) / 1e9,
-    )
-
-
-def measured_cost(runner: Runner) -> dict[str, float]:
-    """Medians over the iterations after warm-up: seconds per step and for data, and images/s."""
-    history = runner.message_hub.log_scalars
-    cost: dict[str, float] = {}
-    for name, key in (('step_seconds', 'train/time'), ('data_seconds', 'train/data_time')):
-        values, _ = history[key].data
-        cost[name] = float(np.median(values[_WARM_UP:] if len(values) > _WARM_UP else values))
-    batch = runner.train_dataloader.batch_size or 1
-    cost['images_per_second'] = batch * get_world_size() / cost['step_seconds']
-    losses, _ = history['train/loss'].data
-    cost['last_loss'] = float(np.mean(losses[-max(len(losses) // 20, 1) :]))
-    if torch.cuda.is_available():
-        cost['peak_memory_gib'] = torch.cuda.max_memory_allocated() / 2**30
-    return cost
-
-
-def _first(inputs: Any) -> Any:
-    if isinstance(inputs, (list, tuple)):
-        return [view[:_COUNTED_IMAGES] for view in inputs]
-    return inputs[:_COUNTED_IMAGES]

@@ -20,6 +20,8 @@ from .inheritance import local_bases, read_spec
 FRAMEWORK_ARM = 'framework'
 #: What a point's folder or its accuracies hold beside the transfers.
 _TAKEN = ('train', 'config', 'knn', 'linear', 'feature_std')
+#: How long a point trains: as long as the framework in epochs, or in training MACs.
+BUDGETS = ('epochs', 'cost')
 
 
 class SpecError(ValueError):
@@ -34,11 +36,16 @@ class Framework:
         config: path (relative to the spec), or name in a package: ``mmpretrain::mae/....py``.
         options: differences to it, merged as a child config's.
         backbone: dotted path of the network whose features are evaluated.
+        peer_of: another framework that this one is compared with, as if it were an arm of it; a
+            peer has no arms of its own.
+        budget: of a peer, 'epochs' or 'cost'; see :class:`Spec`.
     """
 
     config: str
     options: dict[str, Any] = field(default_factory=dict)
     backbone: str = 'backbone'
+    peer_of: str | None = None
+    budget: str = 'epochs'
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,9 @@ class Spec:
 
     Attributes:
         frameworks: name to framework.
-        arms: name to the arguments of ``prmim_adapters.attach`` (``throw_ratio`` is the sweep's).
+        arms: name to the arguments of ``prmim_adapters.attach`` (``throw_ratio`` is the sweep's),
+            and ``budget``: 'epochs' (the default), as many as the framework's, or 'cost', as many
+            steps as the framework's training MACs buy.
         ratios, seeds: the other two axes.
         options: differences to every framework's config.
         resume: resume the training run of an interrupted point instead of redoing it.
@@ -143,16 +152,26 @@ class Spec:
             Point(name, arm, ratio, seed)
             for seed in self.seeds
             for name in self.frameworks
-            for arm, ratio in self._cells()
+            for arm, ratio in self._cells(name)
         ]
 
     def cells(self) -> list[tuple[str, str, float]]:
         """(framework, arm, ratio) in the report's order."""
-        return [(name, *cell) for name in self.frameworks for cell in self._cells()]
+        return [(name, *cell) for name in self.frameworks for cell in self._cells(name)]
 
-    def _cells(self) -> Iterator[tuple[str, float]]:
+    def attach_options(self, arm: str) -> dict[str, Any]:
+        """The arguments of ``prmim_adapters.attach``, but the ratio."""
+        return {key: value for key, value in self.arms[arm].items() if key != 'budget'}
+
+    def budget(self, framework: str, arm: str) -> str:
+        """'epochs' or 'cost'."""
+        if arm == FRAMEWORK_ARM:
+            return self.frameworks[framework].budget
+        return self.arms[arm].get('budget', 'epochs')
+
+    def _cells(self, framework: str) -> Iterator[tuple[str, float]]:
         yield FRAMEWORK_ARM, 0.0
-        for arm in self.arms:
+        for arm in self.arms if self.frameworks[framework].peer_of is None else ():
             yield from ((arm, ratio) for ratio in self.ratios)
 
     def settings(self, point: Point) -> dict[str, Any]:
@@ -226,7 +245,10 @@ def _check(spec: Spec) -> None:
                 f'transfers: {name!r} is a name of the sweep itself, as are {", ".join(_TAKEN)}; '
                 'choose another'
             )
+    for name, framework in spec.frameworks.items():
+        _check_peer(name, framework, spec)
     for name, arm in spec.arms.items():
+        _check_budget(f'arms.{name}', arm.get('budget', 'epochs'))
         if 'throw_ratio' in arm:
             raise SpecError(f'arms.{name}.throw_ratio: the axis `ratios` sets it; remove it here')
     for ratio in spec.ratios:
@@ -240,6 +262,25 @@ def _check(spec: Spec) -> None:
     plain = spec.verdict.plain
     if plain is not None and plain not in spec.arms:
         raise SpecError(f'verdict.plain: {plain!r} is no arm; arms are {", ".join(spec.arms)}')
+
+
+def _check_peer(name: str, framework: Framework, spec: Spec) -> None:
+    _check_budget(f'frameworks.{name}', framework.budget)
+    peers = [other for other, entry in spec.frameworks.items() if entry.peer_of is None]
+    if framework.peer_of is None and framework.budget != 'epochs':
+        raise SpecError(
+            f'frameworks.{name}.budget: the cost is that of another framework; name it by peer_of'
+        )
+    if framework.peer_of is not None and framework.peer_of not in peers:
+        raise SpecError(
+            f'frameworks.{name}.peer_of: {framework.peer_of!r} is no framework that is itself no '
+            f'peer; there are: {", ".join(peers) or "none"}'
+        )
+
+
+def _check_budget(where: str, budget: Any) -> None:
+    if budget not in BUDGETS:
+        raise SpecError(f'{where}.budget: {budget!r}; allowed: {", ".join(BUDGETS)}')
 
 
 def _check_distinct(where: str, names: list[str], how: str = '') -> None:

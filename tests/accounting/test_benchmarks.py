@@ -28,7 +28,7 @@ def cross_decoder():
 
 def test_queries_do_not_see_each_other(cross_decoder):
     torch.manual_seed(0)
-    decoder = cross_decoder.CrossDecoder(32, 16, 2, 4, torch.randn(64, 32), 12)
+    decoder = cross_decoder.CrossAttentionDecoder(64, 2, 3, 16, 32, 2, 4)
     encoded = torch.randn(2, 17, 16)
     index = torch.arange(20).repeat(2, 1)
     together, some = decoder(encoded, index), decoder(encoded, index[:, 3:7])
@@ -39,9 +39,9 @@ def test_queries_do_not_see_each_other(cross_decoder):
 
 def test_the_peer_predicts_a_quarter_of_the_patches_among_the_masked(cross_decoder, small_mae):
     model = small_mae()
-    positions = model.neck.decoder_pos_embed[0, 1:]
-    model.neck = cross_decoder.CrossDecoder(32, 64, 2, 2, positions, 192)
+    model.neck = cross_decoder.CrossAttentionDecoder(64, 8, 3, 64, 32, 2, 2)
     model.__class__ = cross_decoder.CrossMAE
+    model.predict_ratio = 0.25
     seen = {}
     model.neck.register_forward_pre_hook(lambda module, args: seen.update(index=args[1]))
     model.backbone.register_forward_hook(lambda module, args, out: seen.update(mask=out[1]))

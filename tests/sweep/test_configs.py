@@ -59,9 +59,12 @@ def test_base_keeps_the_frameworks_own_hooks_and_imports(own_config, tmp_path):
     assert base.custom_imports.imports == [
         'my_mim',
         'prmim_adapters.openmmlab',
+        'prmim_adapters.sweep.equal_cost',
         'prmim_adapters.sweep.evaluation',
+        'prmim_adapters.sweep.pairing',
     ]
-    assert [hook.type for hook in base.custom_hooks] == ['EMAHook', 'FrozenFeatureHook']
+    hooks = [hook.type for hook in base.custom_hooks]
+    assert hooks == ['PairedDrawsHook', 'EMAHook', 'FrozenFeatureHook']
     assert base.model.neck == dict(depth=2, width=8)
     assert base.train_cfg.max_epochs == 3
 
@@ -160,7 +163,8 @@ def test_hooks_in_the_options_do_not_displace_the_evaluation(own_config, tmp_pat
     spec = spec_of(own_config, tmp_path, options=dict(custom_hooks=[dict(type='NaNHook')]))
     write_base(tmp_path / 'base.py', own_config, spec)
     base = Config.fromfile(tmp_path / 'base.py', import_custom_modules=False)
-    assert [hook.type for hook in base.custom_hooks] == ['NaNHook', 'FrozenFeatureHook']
+    hooks = [hook.type for hook in base.custom_hooks]
+    assert hooks == ['PairedDrawsHook', 'NaNHook', 'FrozenFeatureHook']
 
 
 @pytest.mark.parametrize(

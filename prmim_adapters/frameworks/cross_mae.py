@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MAE with a decoder of cross-attention only, in the manner of CrossMAE [0]: the peer to compare with.
+
+This project's own reference implementation, written from the paper: queries (mask token + position)
+of a random subset of the masked patches attend to the encoder's tokens, not to each other; only
+that subset is predicted and carries loss. The paper's weighted encoder maps for each block are left
+out; they cost next to nothing. Encoder, target and loss are those of mmpretrain's MAE.
+
+[0] Fu et al., Rethinking Patch Dependence for Masked Autoencoders, arXiv 2401.14391
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmpretrain.models import MAE
+from mmpretrain.models.utils import build_2d_sincos_position_embedding
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from ..core import gather_tokens, table_rows
+
+
+class CrossBlock(nn.Module):
+    """Cross-attention and MLP, pre-norm.
+
+    Args:
+        width, encoder_width: channels of the queries and of the encoder. heads: attention heads.
+    """
+
+    def __init__(self, width: int, encoder_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(encoder_width, 2 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor, encoded: Tensor) -> Tensor:
+        """Queries x (B, P, C), encoder tokens (B, N, C_encoder) -> (B, P, C)."""
+        split = partial(torch.unflatten, dim=-1, sizes=(self.heads, -1))
+        query = split(self.query(self.norm1(x))).transpose(1, 2)
+        key, value = (
+            split(part).transpose(1, 2) for part in self.key_value(encoded).chunk(2, dim=-1)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        x = x + self.project(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+@MODELS.register_module()
+class CrossAttentionDecoder(BaseModule):
+    """Predicts the patches at given positions from the encoder's tokens.
+
+    Args:
+        num_patches, patch_size, in_chans, embed_dim, decoder_embed_dim, decoder_num_heads: as in
+            mmpretrain's ``MAEPretrainDecoder``.
+        decoder_depth: blocks; the paper takes 12 where MAE's decoder has 8.
+    """
+
+    def __init__(
+        self,
+        num_patches: int = 196,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 12,
+        decoder_num_heads: int = 16,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.mask_token = nn.Parameter(torch.zeros(decoder_embed_dim))
+        positions = build_2d_sincos_position_embedding(int(num_patches**0.5), decoder_embed_dim)
+        self.register_buffer('positions', positions[0].float())
+        self.blocks = nn.ModuleList(
+            CrossBlock(decoder_embed_dim, embed_dim, decoder_num_heads)
+            for _ in range(decoder_depth)
+        )
+        self.norm = nn.LayerNorm(decoder_embed_dim)
+        self.predict = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
+
+    def init_weights(self) -> None:
+        """Initialize the mask token as MAE's decoder does."""
+        super().init_weights()
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, encoded: Tensor, index: Tensor) -> Tensor:
+        """Encoder tokens (B, N, C_encoder), positions (B, P) -> predictions (B, P, D)."""
+        x = self.mask_token + table_rows(self.positions, index)
+        for block in self.blocks:
+            x = block(x, encoded)
+        return self.predict(self.norm(x))
+
+
+@MODELS.register_module()
+class CrossMAE(MAE):
+    """mmpretrain's MAE with a :class:`CrossAttentionDecoder` as its neck.
+
+    Args:
+        predict_ratio: predicted patches / all patches, chosen at random among the masked ones; at
+            most the mask ratio.
+        **options: those of ``MAE``.
+    """
+
+    def __init__(self, *args: Any, predict_ratio: float = 0.25, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.predict_ratio = predict_ratio
+
+    def loss(self, inputs: Tensor, data_samples: list | None, **kwargs: Any) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) -> mean loss of the predicted patches, ``dict(loss=...)``."""
+        latent, mask, ids_restore = self.backbone(inputs)
+        visible = latent.shape[1] - 1
+        order = ids_restore.argsort(dim=1)  # the visible ones, then the masked ones at random
+        index = order[:, visible : visible + round(self.predict_ratio * mask.shape[1])]
+        target = gather_tokens(self.head.construct_target(inputs), index)
+        pred = self.neck(latent, index)
+        return {'loss': self.head.loss_module(pred, target, torch.ones_like(index).float())}
