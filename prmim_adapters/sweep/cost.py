@@ -28,7 +28,7 @@ def few_images(model: nn.Module, data_batch: dict[str, Any]) -> dict[str, Any]:
         data_samples=data_batch['data_samples'][:_COUNTED_IMAGES],
     )
     with seeded(0), torch.no_grad():
-        return model.data_preprocessor(few, True)  # type: ignore[operator]
+        return model.data_preprocessor(few, True)
 
 
 def counted_macs(model: nn.Module, data_batch: dict[str, Any]) -> dict[str, float]:
