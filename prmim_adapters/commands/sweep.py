@@ -59,10 +59,12 @@ def sweep(
     from rich.console import Console
 
     from ..sweep import SpecError, load_spec
+    from ..sweep.local import LocalEngine
     from ..sweep.plots import write_plots
+    from ..sweep.point import Launch
     from ..sweep.report import collect, markdown
     from ..sweep.results import ChangedSettingsError
-    from ..sweep.runner import Launch, run_sweep
+    from ..sweep.runner import run_sweep
 
     failures: dict[str, str] = {}
     out = out or Path('work_dirs/sweeps') / spec.stem
@@ -71,7 +73,8 @@ def sweep(
         loaded = load_spec(spec)
         if not report_only:
             chosen = devices.split(',') if devices else None
-            failures = run_sweep(loaded, out, launch, jobs, chosen, Console(stderr=True))
+            engine = LocalEngine(launch, jobs, chosen)
+            failures = run_sweep(loaded, out, engine, Console(stderr=True))
         found = collect(loaded, out)
     except (SpecError, ChangedSettingsError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error

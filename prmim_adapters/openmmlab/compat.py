@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What upstream mmengine 0.10 needs on today's torch, and on machines without an accelerator.
+"""What upstream mmengine 0.10 needs on today's torch, on CPUs and under Slurm.
 
-Two compensations, both applied by :func:`apply` when ``prmim_adapters.openmmlab`` is imported:
+Compensations, all applied by :func:`apply` when ``prmim_adapters.openmmlab`` is imported:
 
 * torch >= 2.6 loads with ``weights_only=True``, and mmengine's own checkpoints then fail, since
   they hold the log history (``HistoryBuffer`` and numpy arrays) beside the weights. The classes
   that a checkpoint of mmengine needs are put on torch's allow-list, and nothing else: a foreign
   file that names any other callable is still refused. See ``docs/checkpoints.md``.
-* ``--launcher pytorch`` calls ``torch.cuda.set_device`` even under the gloo backend. Without CUDA
-  that call is left out.
+* ``--launcher pytorch`` and ``--launcher slurm``: see :mod:`prmim_adapters.openmmlab.launch`.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import mmengine.dist.utils as mmengine_dist
 import numpy as np
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.logging import HistoryBuffer
 from torch import nn
+
+from . import launch
 
 #: The attributes of HistoryBuffer that its pickle refers to (``_statistics_methods``).
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
@@ -31,7 +31,7 @@ _NUMBERS = '?bhilqBHILQefd'
 def apply() -> None:
     """Apply every compensation; calling it again changes nothing."""
     allow_own_checkpoints()
-    allow_launch_without_cuda()
+    launch.apply()
 
 
 def allow_own_checkpoints() -> None:
@@ -83,25 +83,6 @@ def _history_method(owner: type, name: str) -> Callable:
             'unless you made it yourself.'
         )
     return getattr(HistoryBuffer, name)
-
-
-def allow_launch_without_cuda() -> None:
-    """Make ``--launcher pytorch`` usable with gloo on a machine without CUDA.
-
-    The config must still ask for gloo and for a wrapper without device ids::
-
-        env_cfg = dict(dist_cfg=dict(backend='gloo'))
-        model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)
-    """
-    if torch.cuda.is_available() or mmengine_dist._init_dist_pytorch is _init_gloo:
-        return
-    mmengine_dist._init_dist_pytorch = _init_gloo
-
-
-def _init_gloo(backend: str, **kwargs: Any) -> None:
-    """Start the process group from the launcher's environment, without choosing a CUDA device."""
-    kwargs.pop('init_backend', None)
-    torch.distributed.init_process_group(backend=backend, **kwargs)
 
 
 def make_compilable(model: nn.Module) -> None:

@@ -7,17 +7,20 @@ They carry their point's folder in the environment. A process group would not do
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import psutil
 
 #: Environment variable of every process of a point; the value is the point's folder.
 MARK = 'PRMIM_SWEEP_POINT'
+#: What ends a program from outside: ``kill``, Slurm, Kubernetes; a closed terminal.
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class SweepEndedError(RuntimeError):
@@ -54,54 +57,70 @@ class Children:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**environment, MARK: str(folder.resolve())},
-                start_new_session=True,  # one group, for systems without /proc
+                start_new_session=True,  # Ctrl-C reaches the sweep alone, which ends them all
             )
             self._folders[process.pid] = folder
         code = process.wait()
         del self._folders[process.pid]
         if code:  # workers may outlive the process that started them
-            end_processes(folder, process.pid)
+            end_processes(folder)
         return code
 
     def end(self) -> None:
         """End all that are under way, and let no others start."""
         with self._lock:
             self.ended = True
-        for group, folder in list(self._folders.items()):
-            end_processes(folder, group)
+        for folder in list(self._folders.values()):
+            end_processes(folder)
 
 
-def end_processes(folder: Path, group: int | None = None) -> None:
-    """End the processes of the point with this folder, whoever started them, and only those.
-
-    Args:
-        folder: the point's.
-        group: process group to end as well; where there is no /proc, that is all.
-    """
-    if group is not None:
-        _kill(os.killpg, group)
+def end_processes(folder: Path) -> None:
+    """End the processes of the point with this folder, whoever started them, and only those."""
     while found := processes_of(folder):
         for process in found:
-            _kill(os.kill, process)
-        time.sleep(0.05)
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=1)
 
 
-def processes_of(folder: Path) -> set[int]:
-    """Ids of the running processes that carry this folder in their environment."""
-    mark = os.fsencode(f'{MARK}={folder.resolve()}')
+def processes_of(folder: Path) -> set[psutil.Process]:
+    """The running processes of this machine that carry this folder in their environment."""
+    mark = str(folder.resolve())
     found = set()
-    for path in Path('/proc').glob('[0-9]*/environ'):
-        try:
-            marked = mark in path.read_bytes().split(b'\0')
-        except OSError:  # ended meanwhile, or another user's
-            continue
-        if marked:
-            found.add(int(path.parent.name))
-    return found - {os.getpid()}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # ended meanwhile, or another user's
+            if process.environ().get(MARK) == mark:
+                found.add(process)
+    return found - {psutil.Process()}
 
 
-def _kill(kill: Callable[[int, int], None], target: int) -> None:
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does: by an exception, so that it cleans up.
+
+    A signal that the caller ignores (``nohup``) stays ignored. Outside the main thread, where
+    Python allows no handlers, this changes nothing.
+
+    Raises:
+        SystemExit: one came; the code is 128 + its number, as a shell has it.
+    """
+    before: dict[signal.Signals, Any] = {}
+
+    def end(number: int, _: object) -> None:
+        for other in before:  # the cleaning up is not to be interrupted
+            signal.signal(other, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        before = {
+            number: handler
+            for number in _ENDING
+            if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)
+        }
+    for number in before:
+        signal.signal(number, end)
     try:
-        kill(target, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

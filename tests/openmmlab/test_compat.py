@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import mmengine.dist.utils as mmengine_dist
 import numpy as np
 import pytest
 import torch
@@ -209,18 +208,3 @@ def test_a_method_of_history_buffer_cannot_be_called(bare_torch: None, tmp_path:
     torch.save(Chain(), tmp_path / 'chain.pth')
     with pytest.raises(pickle.UnpicklingError, match='reduce for unrecognized function'):
         torch.load(tmp_path / 'chain.pth', weights_only=True)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason='the patch is for machines without CUDA')
-def test_pytorch_launcher_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mmengine_dist, '_init_dist_pytorch', mmengine_dist._init_dist_pytorch)
-    compat.apply()
-    ports = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT='29611')
-    for key, value in dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', **ports).items():
-        monkeypatch.setenv(key, value)
-    mmengine_dist.init_dist('pytorch', backend='gloo')
-    try:
-        assert torch.distributed.get_backend() == 'gloo'
-        assert mmengine_dist.get_world_size() == 1
-    finally:
-        torch.distributed.destroy_process_group()

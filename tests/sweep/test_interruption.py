@@ -14,6 +14,7 @@ from prmim_adapters.sweep.processes import (
     Children,
     SweepEndedError,
     end_processes,
+    ended_by_signals,
     processes_of,
 )
 from prmim_adapters.sweep.results import read_json, write_json
@@ -28,6 +29,16 @@ sys.exit(3)
 """
 
 
+# A sweep of one point that waits for TREE; killed, it would leave both processes.
+ENDED = f"""
+import os, pathlib, sys
+from prmim_adapters.sweep.processes import Children, ended_by_signals
+with ended_by_signals(), Children() as children, open(os.devnull, 'w') as log:
+    command = [sys.executable, '-c', {TREE!r}, 'waits']
+    children.run(pathlib.Path(sys.argv[1]), command, dict(os.environ), log)
+"""
+
+
 def stable(report):
     """The report without its last section, measured times, and its heading."""
     return report.split('## Measured time')[0].split('\n', 1)[1]
@@ -38,6 +49,14 @@ def wait_for(condition, seconds):
     while not condition():
         assert time.monotonic() < end, 'waited too long'
         time.sleep(0.02)
+
+
+def begun_again(point, before):
+    """Whether the point has another settings.json than the one of this time."""
+    try:
+        return (point / 'settings.json').stat().st_mtime_ns != before
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.slow
@@ -59,8 +78,9 @@ def test_killed_twice_the_report_is_that_of_an_uninterrupted_sweep(own_spec, prm
     # ... which goes on as an orphan; and once when that point has just begun again.
     orphan = processes_of(second)
     assert orphan
+    begun = (second / 'settings.json').stat().st_mtime_ns
     process, _ = prmim_sweep(spec, 'killed')
-    wait_for(lambda: processes_of(second) - orphan, 300)
+    wait_for(lambda: begun_again(second, begun) and processes_of(second), 300)
     assert not processes_of(second) & orphan
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -70,6 +90,27 @@ def test_killed_twice_the_report_is_that_of_an_uninterrupted_sweep(own_spec, prm
     assert (first.read_bytes(), first.stat().st_mtime_ns) == kept
     assert not processes_of(second)
     assert stable((out / 'report.md').read_text()) == stable((whole / 'report.md').read_text())
+
+
+@pytest.mark.slow
+def test_terminated_with_two_points_running_nothing_is_left_and_the_next_call_goes_on(
+    own_spec, prmim_sweep
+):
+    spec = copy.deepcopy(own_spec)
+    spec.update(arms={'plain': spec['arms']['plain']}, seeds=[0])
+    process, out = prmim_sweep(spec, 'terminated', '--jobs', '2')
+    points = [out / 'mine' / arm / 'seed0' for arm in ('framework', 'plain-0.25')]
+    wait_for(lambda: all(processes_of(point) for point in points), 300)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+    assert not any(processes_of(point) for point in points)
+    assert time.monotonic() - begin < 10
+    assert not any((point / 'failure.json').exists() for point in points)
+
+    process, _ = prmim_sweep(spec, 'terminated', '--jobs', '2')
+    assert process.wait(timeout=300) == 0
+    assert all((point / 'result.json').exists() for point in points)
 
 
 @pytest.mark.slow
@@ -119,7 +160,7 @@ def test_all_processes_of_a_point_are_ended_and_no_others(tmp_path):
     try:
         for point in points:
             wait_for(lambda point=point: len(processes_of(point)) == 2, 10)
-        sessions = {os.getsid(process) for process in processes_of(points[0])}
+        sessions = {os.getsid(process.pid) for process in processes_of(points[0])}
         assert len(sessions) == 2
         # The sweep is killed, and mim with it: the worker goes on, until the next call.
         os.killpg(trees[0].pid, signal.SIGKILL)
@@ -130,7 +171,7 @@ def test_all_processes_of_a_point_are_ended_and_no_others(tmp_path):
         assert len(processes_of(points[1])) == 2
     finally:
         for point, tree in zip(points, trees, strict=True):
-            end_processes(point, tree.pid)
+            end_processes(point)
             tree.wait()
 
 
@@ -151,6 +192,26 @@ def test_an_interrupted_sweep_takes_its_processes_with_it(tmp_path):
     assert processes_of(tmp_path) == set()
     with pytest.raises(SweepEndedError):
         run()
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_end_a_program_end_its_points(tmp_path, number):
+    sweep = subprocess.Popen([sys.executable, '-c', ENDED, str(tmp_path)])
+    wait_for(lambda: len(processes_of(tmp_path)) == 2, 60)
+    sweep.send_signal(number)
+    assert sweep.wait(timeout=10) == 128 + number
+    assert processes_of(tmp_path) == set()
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ended_by_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_workers_of_a_run_that_failed_are_ended(tmp_path):

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One point of a sweep: its configs written, trained by ``mim train``, measured, its result stored."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .configs import write_point, write_transfer
+from .processes import Children, SweepEndedError, end_processes
+from .results import (
+    FAILURE,
+    MEASUREMENTS,
+    RESULT,
+    SETTINGS,
+    assemble,
+    fingerprint,
+    has_begun,
+    last_scalar,
+    read_json,
+    write_json,
+)
+from .spec import Point, Spec
+
+_LOG_TAIL = 40
+_ERROR = re.compile(r'[\w.]*(Error|Exception|Interrupt)\b')
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How each point is launched; the fields are the flags of ``mim train``."""
+
+    launcher: str = 'none'
+    gpus: int = 1
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    partition: str | None = None
+    srun_args: str | None = None
+
+    def flags(self) -> list[str]:
+        """Flags for ``mim train``."""
+        flags = []
+        for name, value in asdict(self).items():
+            if value is not None:
+                flags += [f'--{name.replace("_", "-")}', str(value)]
+        return flags
+
+
+class PointError(RuntimeError):
+    """A training run ended with an error; the message holds the end of its log."""
+
+
+@dataclass(frozen=True)
+class PointRun:
+    """The run of one point in its folder.
+
+    Attributes:
+        devices: its CUDA_VISIBLE_DEVICES; None leaves what is set.
+        children: where its processes are registered, and ended from outside.
+    """
+
+    point: Point
+    spec: Spec
+    folder: Path
+    launch: Launch
+    devices: str | None
+    children: Children
+
+    def run(self) -> None:
+        """Train and measure, and write the result; or the failure, which is raised as well.
+
+        Raises:
+            PointError: training ended with an error.
+            SweepEndedError: the processes were ended from outside; that is no failure.
+        """
+        try:
+            self._run()
+        except Exception as error:
+            if self.children.ended:  # the point was interrupted, and did not fail
+                raise SweepEndedError(f'{self.folder}: the sweep is ending') from error
+            failure = dict(point=asdict(self.point), reason=described(error))
+            write_json(self.folder / FAILURE, failure)
+            raise
+
+    def _run(self) -> None:
+        begin = time.monotonic()
+        settings = self.spec.settings(self.point)
+        end_processes(self.folder)
+        if not (self.spec.resume and has_begun(self.folder)):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / FAILURE).unlink(missing_ok=True)
+        write_json(self.folder / SETTINGS, dict(settings=fingerprint(settings)))
+        measurements = self._measure()
+        seconds = time.monotonic() - begin
+        result = assemble(self.point, settings, measurements, seconds, asdict(self.launch))
+        write_json(self.folder / RESULT, result)
+
+    def _measure(self) -> dict[str, Any]:
+        config = self.folder / 'config.py'
+        base = self.folder.parents[1] / 'base.py'
+        write_point(config, base, self.point, self.spec)
+        work_dir = self.folder / 'train'
+        if not (work_dir / MEASUREMENTS).exists():  # else it is over, and a transfer is resumed
+            self._mim_train(config, work_dir)
+        measurements = read_json(work_dir / MEASUREMENTS)
+        if measurements is None:
+            raise PointError(
+                f'training ended without {MEASUREMENTS}: FrozenFeatureHook, in `custom_hooks` of '
+                f'{base}, did not run to its end; see {config.with_suffix(".log")}'
+            )
+        for name, transfer in self.spec.transfers.items():
+            config = self.folder / f'{name}.py'
+            write_transfer(config, transfer, _last_checkpoint(work_dir), self.point, self.spec)
+            self._mim_train(config, self.folder / name)
+            accuracy = last_scalar(self.folder / name, transfer.metric)
+            if accuracy is None:
+                raise PointError(f'{config}: no {transfer.metric!r} in its log')
+            measurements['accuracy'][name] = accuracy
+        return measurements
+
+    def _mim_train(self, config: Path, work_dir: Path) -> None:
+        command = [sys.executable, '-m', 'mim', 'train', 'mmpretrain', str(config)]
+        command += [*self.launch.flags(), '--work-dir', str(work_dir)]
+        command += ['--resume'] if self.spec.resume else []
+        environment = dict(os.environ)
+        if self.devices is not None:
+            environment['CUDA_VISIBLE_DEVICES'] = self.devices
+        log = self.folder / f'{config.stem}.log'
+        with log.open('w') as stream:
+            code = self.children.run(self.folder, command, environment, stream)
+        if code:
+            raise PointError(_reason(log, command, code))
+
+
+def described(error: BaseException) -> str:
+    """What ``failure.json`` says; its last line alone goes into the report."""
+    if isinstance(error, PointError):
+        return str(error)
+    message = ' '.join(str(error).split())
+    return ''.join(traceback.format_exception(error)) + f'{type(error).__name__}: {message}'
+
+
+def _reason(log: Path, command: list[str], code: int) -> str:
+    """Why training failed: the end of the log, and as the last line the error itself."""
+    lines = log.read_text(errors='replace').splitlines()
+    errors = [line for line in lines if _ERROR.match(line) and 'CalledProcessError' not in line]
+    summary = errors[-1] if errors else f'ended with code {code}'
+    return '\n'.join([' '.join(command), *lines[-_LOG_TAIL:], summary])
+
+
+def _last_checkpoint(work_dir: Path) -> Path:
+    pointer = work_dir / 'last_checkpoint'
+    if not pointer.exists():
+        raise PointError(
+            f'{work_dir} has no checkpoint to transfer: the config needs a CheckpointHook that '
+            'saves the last epoch'
+        )
+    return Path(pointer.read_text().strip())
