@@ -11,24 +11,24 @@ Modifications:
   takes the framework's own path.
 * The share of tokens that was thrown is logged as 'thrown_share'.
 
-Sequences of several lengths are packed one behind the other: everything that works token by token
-runs once on the packed tokens, attention once for each length (see ``encode_packed``). Nothing is
-padded, and the result is that of each image by itself. Measured against one call of the encoder
-for each length, on the published masks (64 crops, 25 lengths, one ViT-S layer, forward and
-backward): 163 kernels instead of 1,262, 37 for the framework without throwing; CPU time 0.90 and
-0.94 of the framework's, at 0.915 of its tokens.
+Sequences of several lengths are packed one behind the other (see ``packed/sequences.py``). Measured
+against one call of the encoder for each length, on the published masks (64 crops, 25 lengths, one
+ViT-S layer, forward and backward): 163 kernels instead of 1,262, 37 for the framework without
+throwing; CPU time 0.90 and 0.94 of the framework's, at 0.915 of its tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...core import PartialReconstruction, gather_tokens
+from ...core import PartialReconstruction
 from ...core.partition import Grid, TokenPartition
 from ...frameworks.ibot import IBOT, IBOTViT, MaskedTokens
+from ...packed.sequences import SequenceBlock, encode_sequences, present_sequences
 from ..base import Adapter
 from ..registry import ADAPTERS
 
@@ -46,14 +46,8 @@ class PRIBOTViT(IBOTViT):
             whole = super().encode_masked(x, mask)
             return whole._replace(cls=whole.cls + self._unused(), log={'thrown_share': share})
 
-        tokens, groups = self.embed(x, mask), self.partial.split_ragged(mask)
-        features = encode_packed(
-            self,
-            [
-                torch.cat((tokens[i, :1], gather_tokens(tokens[i, 1:], p.present)), dim=1)
-                for i, p in groups
-            ],
-        )
+        groups = self.partial.split_ragged(mask)
+        features = self._encode_ragged(present_sequences(self.embed(x, mask), groups))
         positions = self.positions(self.partial.grid)[0, 1:]
         queries = self.mask_token[0] + positions
         patches = [
@@ -71,6 +65,13 @@ class PRIBOTViT(IBOTViT):
             log={'thrown_share': share},
         )
 
+    def _encode_ragged(self, sequences: list[Tensor]) -> list[Tensor]:
+        """All layers and the final norm on (b, n, C), one tensor for each length n."""
+        if len(sequences) == 1:
+            return [self.encode(sequences[0])]
+        norm = self.ln1 if self.final_norm else nn.Identity()
+        return encode_sequences(sequences, map(describe, self.layers), norm)
+
     def _weight(self, mask: Tensor, groups: Sequence[tuple[Tensor, TokenPartition]]) -> Tensor:
         """(N, L) weight of every token in the loss."""
         weight = mask.float()
@@ -84,52 +85,22 @@ class PRIBOTViT(IBOTViT):
         return sum(p.sum() * 0 for p in self.partial.parameters())
 
 
-def encode_packed(backbone: IBOTViT, sequences: list[Tensor]) -> list[Tensor]:
-    """Encode batches of sequences of different lengths, without padding.
+def describe(layer: Any) -> SequenceBlock:
+    """A layer of mmpretrain's ``VisionTransformer``."""
+    attention, ffn = layer.attn, layer.ffn
 
-    Args:
-        backbone: its layers and final norm are applied.
-        sequences: tensors (b, n, C), one for each length n.
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        dropout = attention.attn_drop if attention.training else 0.0
+        return attention.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
 
-    Returns:
-        The encoded tensors, of the same shapes.
-    """
-    if len(sequences) == 1:
-        return [backbone.encode(sequences[0])]
-    shapes = [x.shape[:2] for x in sequences]
-    sizes = [images * tokens for images, tokens in shapes]
-
-    def unpack(packed: Tensor) -> list[Tensor]:
-        return [part.unflatten(0, s) for part, s in zip(packed.split(sizes), shapes, strict=True)]
-
-    def drop_path(module: nn.Module, packed: Tensor) -> Tensor:
-        if not backbone.training or not getattr(module, 'drop_prob', 0.0):
-            return packed
-        return torch.cat([module(part).flatten(0, 1) for part in unpack(packed)])
-
-    packed = torch.cat([x.flatten(0, 1) for x in sequences])
-    for layer in backbone.layers:
-        attention, ffn = layer.attn, layer.ffn
-        attended = torch.cat(
-            [
-                _attend(attention, part).flatten(0, 1)
-                for part in unpack(attention.qkv(layer.ln1(packed)))
-            ]
-        )
-        update = attention.gamma1(attention.proj_drop(attention.proj(attended)))
-        packed = packed + drop_path(attention.out_drop, update)
-        packed = packed + drop_path(ffn.dropout_layer, ffn.gamma2(ffn.layers(layer.ln2(packed))))
-    return unpack(backbone.ln1(packed) if backbone.final_norm else packed)
-
-
-def _attend(attention: nn.Module, qkv: Tensor) -> Tensor:
-    """Qkv (b, n, 3 * C) to (b, n, C), before the output projection."""
-    query, key, value = (
-        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1)
+    return SequenceBlock(
+        qkv=lambda x: attention.qkv(layer.ln1(x)),
+        num_heads=attention.num_heads,
+        attention=attend,
+        project=lambda x: attention.gamma1(attention.proj_drop(attention.proj(x))),
+        mlp=lambda x: ffn.gamma2(ffn.layers(layer.ln2(x))),
+        drop_paths=(attention.out_drop, ffn.dropout_layer),
     )
-    dropout = attention.attn_drop if attention.training else 0.0
-    out = attention.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-    return out.transpose(1, 2).flatten(2)
 
 
 @ADAPTERS.register_module(framework='prmim_adapters.frameworks.ibot.IBOT')

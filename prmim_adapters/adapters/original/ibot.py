@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core import PartialReconstruction, gather_tokens
+from ...core import PartialReconstruction
 from ...core.partition import Grid
+from ...packed.sequences import SequenceBlock, encode_sequences, present_sequences
 from ..base import Adapter
 from ..dense import changes_loss, dense_features
 from ..registry import ADAPTERS
@@ -60,52 +61,38 @@ class VisionTransformerSeam:
     def _encode_present(self: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         """Embedded tokens (N, 1 + L, C), mask (N, L) -> encoded (N, 1 + L, C)."""
         groups = self.partial.split_ragged(mask)
-        sequences = [
-            torch.cat((tokens[i, :1], gather_tokens(tokens[i, 1:], p.present)), dim=1)
-            for i, p in groups
-        ]
+        features = encode_sequences(
+            present_sequences(tokens, groups), map(_describe, self.blocks), self.norm
+        )
         queries = self.masked_embed + self.pos_embed[0, 1:]
         rows = []
-        for features, (_, partition) in zip(self._encode(sequences), groups, strict=True):
-            patches = dense_features(self.partial, partition, features[:, 1:], queries)
-            rows.append(torch.cat((features[:, :1], patches), dim=1))
+        for f, (_, partition) in zip(features, groups, strict=True):
+            patches = dense_features(self.partial, partition, f[:, 1:], queries)
+            rows.append(torch.cat((f[:, :1], patches), dim=1))
         out = torch.cat(rows)[torch.cat([i for i, _ in groups]).argsort()]
         if self.fc_norm is None:
             return out
         return torch.cat((self.fc_norm(out[:, 1:].mean(1, keepdim=True)), out[:, 1:]), dim=1)
 
-    def _encode(self: Any, sequences: list[Tensor]) -> list[Tensor]:
-        """All blocks and the norm on sequences (n, length, C) of different lengths, unpadded."""
-        shapes = [x.shape[:2] for x in sequences]
-        sizes = [images * length for images, length in shapes]
 
-        def unpack(packed: Tensor) -> list[Tensor]:
-            parts = zip(packed.split(sizes), shapes, strict=True)
-            return [part.unflatten(0, shape) for part, shape in parts]
+def _describe(block: Any) -> SequenceBlock:
+    attention = block.attn
 
-        def per_image(module: Any, packed: Tensor) -> Tensor:
-            return torch.cat([module(part).flatten(0, 1) for part in unpack(packed)])
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        weights = (query @ key.transpose(-2, -1) * attention.scale).softmax(dim=-1)
+        return attention.attn_drop(weights) @ value
 
-        packed = torch.cat([x.flatten(0, 1) for x in sequences])
-        for block in self.blocks:
-            qkv = unpack(block.attn.qkv(block.norm1(packed)))
-            y = torch.cat([_attend(block.attn, part).flatten(0, 1) for part in qkv])
-            y = block.attn.proj_drop(block.attn.proj(y))
-            y = y if block.gamma_1 is None else block.gamma_1 * y
-            packed = packed + per_image(block.drop_path, y)
-            y = block.mlp(block.norm2(packed))
-            y = y if block.gamma_2 is None else block.gamma_2 * y
-            packed = packed + per_image(block.drop_path, y)
-        return unpack(self.norm(packed))
+    def scaled(gamma: Tensor | None, update: Tensor) -> Tensor:
+        return update if gamma is None else gamma * update
 
-
-def _attend(attention: Any, qkv: Tensor) -> Tensor:
-    """Qkv (n, length, 3C) -> (n, length, C), before the output projection."""
-    query, key, value = (
-        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1)
+    return SequenceBlock(
+        qkv=lambda x: attention.qkv(block.norm1(x)),
+        num_heads=attention.num_heads,
+        attention=attend,
+        project=lambda x: scaled(block.gamma_1, attention.proj_drop(attention.proj(x))),
+        mlp=lambda x: scaled(block.gamma_2, block.mlp(block.norm2(x))),
+        drop_paths=(block.drop_path, block.drop_path),
     )
-    weights = (query @ key.transpose(-2, -1) * attention.scale).softmax(dim=-1)
-    return (attention.attn_drop(weights) @ value).transpose(1, 2).flatten(2)
 
 
 CLASSES = UpstreamClasses(

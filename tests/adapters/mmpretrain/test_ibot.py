@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import prmim_adapters as prmim
 import prmim_adapters.openmmlab
 from prmim_adapters.adapters import partial_of
-from prmim_adapters.adapters.mmpretrain.ibot import encode_packed
 
 register_all_modules()
 
@@ -145,50 +144,6 @@ def test_thrown_tokens_come_from_the_aggregator_of_their_own_image():
         for row, patch in zip(single.rows.tolist(), single.patches, strict=True):
             expected = features[place * LENGTH + row]
             torch.testing.assert_close(patch, expected, rtol=1e-5, atol=2e-6)
-
-
-def test_packing_changes_neither_outputs_nor_gradients():
-    backbone = build().backbone
-    sequences = [torch.randn(3, 9, WIDTH), torch.randn(1, 25, WIDTH), torch.randn(2, 4, WIDTH)]
-    weights = [torch.randn_like(x) for x in sequences]
-
-    def run(encode):
-        leaves = [x.clone().requires_grad_() for x in sequences]
-        outputs = encode(leaves)
-        sum((x * w).sum() for x, w in zip(outputs, weights, strict=True)).backward()
-        gradients = [p.grad.clone() for p in backbone.layers.parameters()]
-        backbone.zero_grad()
-        return [*outputs, *(x.grad for x in leaves), *gradients]
-
-    one_by_one = run(lambda xs: [backbone.encode(x) for x in xs])
-    packed = run(lambda xs: encode_packed(backbone, xs))
-    for ours, expected in zip(packed, one_by_one, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_stochastic_depth_drops_whole_images_in_packed_sequences():
-    backbone = build(drop_path_rate=0.5).backbone
-    backbone.train()
-    del backbone.layers[:2]  # leaves the layer with rate 0.5
-    (layer,) = backbone.layers
-    torch.manual_seed(0)
-    sequences = [torch.randn(20, 5, WIDTH), torch.randn(20, 7, WIDTH)]
-    seen = set()
-    for x, out in zip(sequences, encode_packed(backbone, sequences), strict=True):
-        layer.eval()
-        update = layer.attn(layer.ln1(x))
-        for image in range(len(x)):
-            fits = []
-            for attention in (0.0, 2.0):  # dropped, or kept at twice its size
-                middle = x[image] + attention * update[image]
-                change = layer.ffn.layers(layer.ln2(middle))
-                for ffn in (0.0, 2.0):
-                    expected = backbone.ln1(middle + ffn * change)
-                    if torch.allclose(out[image], expected, atol=1e-5):
-                        fits.append((attention, ffn))
-            assert len(fits) == 1
-            seen.add(fits[0])
-    assert len(seen) == 4
 
 
 def test_a_batch_without_masks_is_the_framework_and_uses_every_parameter():

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ViT on sequences of several lengths, packed one behind the other.
+
+Everything that works token by token runs once on the packed tokens, attention once for each
+length. Nothing is padded, and the result is that of each image by itself, stochastic depth
+included. Implementations name the parts of a block differently: each adapter describes its blocks
+as :class:`SequenceBlock`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.partition import TokenPartition, gather_tokens
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SequenceBlock:
+    """One block of any ViT, as functions of packed tokens.
+
+    Attributes:
+        qkv: norm, then queries, keys and values: (R, C) -> (R, 3C).
+        num_heads: of attention.
+        attention: queries, keys and values (b, num_heads, n, c) -> (b, num_heads, n, c).
+        project: projection after attention, dropout and layer scale, (R, C) -> (R, C).
+        mlp: norm, MLP, dropout and layer scale, (R, C) -> (R, C).
+        drop_paths: stochastic depth of the two: (b, ...) -> (b, ...), one draw for each image.
+    """
+
+    qkv: Function
+    num_heads: int
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor]
+    project: Function
+    mlp: Function
+    drop_paths: tuple[Function, Function]
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """(b, n, 3C) -> (b, n, C)."""
+        query, key, value = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1)
+        )
+        return self.attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def encode_sequences(
+    sequences: Sequence[Tensor], blocks: Iterable[SequenceBlock], norm: Function
+) -> list[Tensor]:
+    """Encode batches of sequences of different lengths, without padding.
+
+    Args:
+        sequences: tensors (b, n, C), one for each length n.
+        blocks: of the network.
+        norm: after them, (R, C) -> (R, C).
+
+    Returns:
+        The encoded tensors, of the same shapes.
+    """
+    shapes = [x.shape[:2] for x in sequences]
+    sizes = [images * length for images, length in shapes]
+    lengths = torch.tensor([length for images, length in shapes for _ in range(images)])
+    image = torch.arange(len(lengths)).repeat_interleave(lengths).to(sequences[0].device)
+    every = torch.ones(len(lengths), 1, device=image.device)
+
+    def unpack(packed: Tensor) -> list[Tensor]:
+        return [part.unflatten(0, s) for part, s in zip(packed.split(sizes), shapes, strict=True)]
+
+    def per_image(drop_path: Function, update: Tensor) -> Tensor:
+        scale = drop_path(every)
+        return update if scale is every else (update * scale[image]).to(update.dtype)
+
+    packed = torch.cat([x.flatten(0, 1) for x in sequences])
+    for block in blocks:
+        parts = unpack(block.qkv(packed))
+        attended = torch.cat([block.attend(part).flatten(0, 1) for part in parts])
+        packed = packed + per_image(block.drop_paths[0], block.project(attended))
+        packed = packed + per_image(block.drop_paths[1], block.mlp(packed))
+    return unpack(norm(packed))
+
+
+def present_sequences(
+    tokens: Tensor, groups: Iterable[tuple[Tensor, TokenPartition]]
+) -> list[Tensor]:
+    """The class token and the present tokens of each group of images.
+
+    Args:
+        tokens: (B, 1 + L, C), class token first.
+        groups: indices (b,) into the batch, and the partition of those images.
+
+    Returns:
+        (b, 1 + V + K, C) for each group.
+    """
+    return [
+        torch.cat((tokens[i, :1], gather_tokens(tokens[i, 1:], p.present)), dim=1)
+        for i, p in groups
+    ]

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed sequences of several lengths against each length by itself, on mmpretrain's ViT."""
+
+import pytest
+import torch
+
+from prmim_adapters.adapters.mmpretrain.ibot import describe
+from prmim_adapters.frameworks.ibot import IBOTViT
+from prmim_adapters.packed.sequences import encode_sequences
+
+WIDTH = 32
+
+
+def vit(num_layers=3, drop_path_rate=0.0):
+    torch.manual_seed(0)
+    arch = dict(embed_dims=WIDTH, num_layers=num_layers, num_heads=2, feedforward_channels=64)
+    options = dict(img_size=(32, 48), patch_size=8, layer_scale_init_value=0.5)
+    backbone = IBOTViT(arch=arch, drop_path_rate=drop_path_rate, **options)
+    backbone.train()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return backbone
+
+
+def packed(backbone, sequences):
+    return encode_sequences(sequences, map(describe, backbone.layers), backbone.ln1)
+
+
+@pytest.mark.parametrize('drop_path_rate', [0.0, 0.5])
+def test_packing_changes_neither_outputs_nor_gradients(drop_path_rate):
+    backbone = vit(drop_path_rate=drop_path_rate)
+    sequences = [torch.randn(3, 9, WIDTH), torch.randn(1, 25, WIDTH), torch.randn(2, 4, WIDTH)]
+    weights = [torch.randn_like(x) for x in sequences]
+
+    def run(encode):
+        torch.manual_seed(1)
+        leaves = [x.clone().requires_grad_() for x in sequences]
+        outputs = encode(leaves)
+        sum((x * w).sum() for x, w in zip(outputs, weights, strict=True)).backward()
+        gradients = [p.grad.clone() for p in backbone.layers.parameters()]
+        backbone.zero_grad()
+        return [*outputs, *(x.grad for x in leaves), *gradients]
+
+    expected = run(lambda xs: length_by_length(backbone, xs))
+    for ours, theirs in zip(run(lambda xs: packed(backbone, xs)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def length_by_length(backbone, sequences):
+    """The framework's own modules; draws come in the order of the images in each of them."""
+    for layer in backbone.layers:
+        sequences = [x + layer.attn(layer.ln1(x)) for x in sequences]
+        sequences = [layer.ffn(layer.ln2(x), identity=x) for x in sequences]
+    return [backbone.ln1(x) for x in sequences]
+
+
+def test_stochastic_depth_drops_whole_images():
+    backbone = vit(1)
+    (layer,) = backbone.layers
+    layer.attn.out_drop.drop_prob = layer.ffn.dropout_layer.drop_prob = 0.5
+    sequences = [torch.randn(20, 5, WIDTH), torch.randn(20, 7, WIDTH)]
+    seen = set()
+    for x, out in zip(sequences, packed(backbone, sequences), strict=True):
+        backbone.eval()
+        update = layer.attn(layer.ln1(x))
+        for image in range(len(x)):
+            fits = []
+            for first in (0.0, 2.0):  # dropped, or kept at twice its size
+                middle = x[image] + first * update[image]
+                change = layer.ffn.gamma2(layer.ffn.layers(layer.ln2(middle)))
+                for second in (0.0, 2.0):
+                    expected = backbone.ln1(middle + second * change)
+                    if torch.allclose(out[image], expected, atol=1e-5):
+                        fits.append((first, second))
+            assert len(fits) == 1
+            seen.add(fits[0])
+    assert len(seen) == 4
+
+
+def test_lengths_add_only_the_kernels_of_attention():
+    """Token-wise layers and stochastic depth run once, whatever the number of lengths."""
+    backbone = vit(2, drop_path_rate=0.5)
+
+    def kernels(sequences):
+        with torch.profiler.profile() as profile, torch.no_grad():
+            packed(backbone, sequences)
+        skipped = ('aten::view', 'aten::transpose', 'aten::as_strided', 'aten::unflatten')
+        names = [e.name for e in profile.events() if e.name not in skipped]
+        return {n: names.count(n) for n in ('aten::addmm', 'aten::native_layer_norm', 'aten::rand')}
+
+    one = kernels([torch.randn(6, 5, WIDTH)])
+    assert kernels([torch.randn(2, n, WIDTH) for n in (5, 7, 9)]) == one
+    assert one['aten::rand'] == 2
