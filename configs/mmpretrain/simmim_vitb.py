@@ -37,3 +37,4 @@ param_scheduler = [
     # at epoch 700: milestones count from `begin`
     dict(type='MultiStepLR', milestones=[690], begin=10, end=800, convert_to_iter_based=True),
 ]
+randomness = dict(seed=0, diff_rank_seed=True)  # masks differ by rank

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -26,6 +27,7 @@ from .variants import variants_of
 class CostHook(Hook):
     """Once, before the first iteration: validate a batch of the training data, log the cost table.
 
+    It also warns when processes share a seed, and so draw the same masks.
     The model, the data loader and the random state stay as they were. The table is also written
     to ``cost.json`` beside the log. In a config::
 
@@ -53,7 +55,8 @@ class CostHook(Hook):
         self.table = table
 
     def before_train(self, runner: Runner) -> None:
-        """Runs on the main process only; the others would see the same."""
+        """Runs on the main process only, as the others would see the same; all compare seeds."""
+        warn_of_shared_seeds(runner)
         if runner.rank != 0:
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -72,6 +75,17 @@ class CostHook(Hook):
         runner.logger.info(f'Cost of a training step\n\n{report.markdown()}\n\n{report.notes}')
         path = Path(runner.log_dir) / 'cost.json'
         path.write_text(json.dumps(report.to_dict(), indent=2))
+
+
+def warn_of_shared_seeds(runner: Runner) -> None:
+    """Log a warning if not every process has a seed of its own."""
+    seeds = all_gather_object(torch.initial_seed())
+    if len(set(seeds)) < len(seeds):
+        runner.logger.warning(
+            f'{len(seeds)} processes share {len(set(seeds))} seed(s): those that do draw the same '
+            'masks and the same kept tokens. Set randomness = dict(diff_rank_seed=True) in the '
+            'config'
+        )
 
 
 def first_batch(runner: Runner, model: Any, batch_size: int) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def write_base(path: Path, framework: Framework, spec: Spec) -> None:
             *(whole.get('custom_hooks') or []),
             _evaluation_hook(framework, spec),
         ],
+        **_seeds_by_rank(whole),
     )
     _write_over(path, source, own, merge(options, shared))
 
@@ -150,11 +151,12 @@ def write_transfer(
         checkpoint=str(checkpoint.resolve()),
         prefix='backbone.',
     )
+    whole = merge(own, transfer.options)
     start = dict(
         # The import lets torch >= 2.6 load a checkpoint of mmengine.
-        custom_imports=_with_imports(merge(own, transfer.options), _TRANSFER_IMPORTS),
+        custom_imports=_with_imports(whole, _TRANSFER_IMPORTS),
         model=dict(backbone=dict(init_cfg=init)),
-        randomness=dict(seed=point.seed),
+        randomness=dict(_seeds_by_rank(whole).get('randomness', {}), seed=point.seed),
     )
     _write_over(path, source, own, merge(transfer.options, start))
 
@@ -261,6 +263,12 @@ def _without_scope(own: dict[str, Any]) -> dict[str, Any]:
         for name, loader in own.items()
         if name.endswith('_dataloader') and '_scope_' in ((loader or {}).get('collate_fn') or {})
     }
+
+
+def _seeds_by_rank(config: dict[str, Any]) -> dict[str, Any]:
+    """``randomness`` by which every process draws masks of its own, unless the config decides."""
+    decided = 'diff_rank_seed' in (config.get('randomness') or {})
+    return {} if decided else dict(randomness=dict(diff_rank_seed=True))
 
 
 def _evaluation_hook(framework: Framework, spec: Spec) -> dict[str, Any]:

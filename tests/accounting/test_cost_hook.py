@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,6 +194,9 @@ def train_ibot(rank, port, path):
         randomness={'seed': 0},
     )
     runner.train()
+    dist.barrier()
+    log = ' '.join(next(Path(path).rglob('*.log')).read_text().split())
+    assert 'processes share 1 seed(s): those that do draw the same masks' in log
     torch.save(runner.model.module.head.center, f'{path}/{rank}.pth')
     dist.destroy_process_group()
 

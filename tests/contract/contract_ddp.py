@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from contract_case import Case, collect, total
-from torch import nn
+from mmengine.runner import set_random_seed
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import prmim_adapters as prmim
+from prmim_adapters.testing.access import recorded_partitions
 
 
 class LossPath(nn.Module):
@@ -27,7 +29,7 @@ class LossPath(nn.Module):
 def train(rank: int, port: int, folder: str) -> None:
     """Two steps of every case; gradients must be the same in both processes.
 
-    Leaves a file with the name of each case that passed.
+    Leaves a file with the name of each case that passed: what two starts of it drew.
     """
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.set_num_threads(1)
@@ -45,5 +47,18 @@ def train(rank: int, port: int, folder: str) -> None:
                 ours = [torch.empty_like(parameter.grad) for _ in range(2)]
                 dist.all_gather(ours, parameter.grad.contiguous())
                 assert torch.equal(ours[0], ours[1]), (case.name, name)
-        (Path(folder) / f'{case.name}-{rank}').touch()
+        torch.save([draw(case), draw(case)], Path(folder) / f'{case.name}-{rank}')
     dist.destroy_process_group()
+
+
+def draw(case: Case) -> list[Tensor]:
+    """Masks and kept tokens, (B, L) bool each, of two steps of a run that starts anew."""
+    set_random_seed(0, diff_rank_seed=True)
+    model, drawn = prmim.attach(case.build(), throw_ratio=case.ratio), []
+    with recorded_partitions(model) as seen:
+        for _ in range(2):
+            case.losses(model, case.batch())
+    for mask, partition in seen:
+        kept = torch.zeros_like(mask).scatter_(1, partition.kept, True)
+        drawn += [mask, kept]
+    return drawn

@@ -3,7 +3,6 @@
 
 import copy
 import pickle
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ import prmim_adapters as prmim
 from prmim_adapters.accounting import count_macs
 from prmim_adapters.adapters import partial_of
 from prmim_adapters.openmmlab.compat import make_compilable
+from prmim_adapters.testing.access import recorded_partitions
 
 
 def attached(case: Case, **options):
@@ -23,21 +23,6 @@ def attached(case: Case, **options):
 
 def gradients(model) -> dict[str, torch.Tensor | None]:
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-
-
-@contextmanager
-def recorded_partitions(model):
-    """The partitions that the model makes, in order, with the masks they were made from."""
-    partial, seen = partial_of(model), []
-    original = partial.split
-
-    def split(mask, *args, **kwargs):
-        seen.append((mask, original(mask, *args, **kwargs)))
-        return seen[-1][1]
-
-    partial.split = split
-    yield seen
-    del partial.split
 
 
 # 1. ratio 0 is the framework

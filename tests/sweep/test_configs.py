@@ -67,6 +67,21 @@ def test_base_keeps_the_frameworks_own_hooks_and_imports(own_config, tmp_path):
     assert hooks == ['PairedDrawsHook', 'EMAHook', 'FrozenFeatureHook']
     assert base.model.neck == dict(depth=2, width=8)
     assert base.train_cfg.max_epochs == 3
+    assert base.randomness == dict(diff_rank_seed=True)
+
+
+@pytest.mark.parametrize(
+    ('decided', 'differ'), [(dict(seed=1), True), (dict(diff_rank_seed=False), False)]
+)
+def test_seeds_differ_by_rank_unless_the_spec_decides(own_config, tmp_path, decided, differ):
+    (tmp_path / 'tune.py').write_text("model = dict(backbone=dict(type='ViT'))\n")
+    tune = Transfer('tune.py', options=dict(randomness=decided))
+    spec = spec_of(own_config, tmp_path, options=dict(randomness=decided))
+    write_base(tmp_path / 'base.py', own_config, spec)
+    write_transfer(tmp_path / 't.py', tune, tmp_path / 'a.pth', Point('mae', 'near', 0.5, 7), spec)
+    for name in ('base', 't'):
+        config = Config.fromfile(tmp_path / f'{name}.py', import_custom_modules=False)
+        assert config.randomness.diff_rank_seed is differ
 
 
 def test_point_wraps_the_framework_with_the_arms_options(own_config, tmp_path):
