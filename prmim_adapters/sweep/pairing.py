@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import broadcast, get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
@@ -53,7 +53,10 @@ class PairedDrawsHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Begin with them, unless a checkpoint has been loaded."""
         if runner.iter == 0 and runner._load_from is None:
-            unwrapped(runner.model).load_state_dict(self.weights, strict=False)
+            model = unwrapped(runner.model)
+            model.load_state_dict(self.weights, strict=False)
+            for value in model.state_dict().values():  # seeds differ by rank, weights must not
+                broadcast(value)
         self.weights = {}
 
     def before_train_iter(
