@@ -29,7 +29,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from ..packed.convolution import active_units
+from ..packed.units import active_units
 from .packed_convnext import PackedSparseConvNeXt
 
 INIT_CFG = (

@@ -22,28 +22,22 @@ from mmpretrain.models.utils import SparseHelper
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..packed.convolution import (
-    PackedLayout,
-    active_units,
-    packed_depthwise,
-    packed_layer_norm,
-    packed_strided_conv,
-    unit_pixels,
-)
+from ..packed.convolution import packed_depthwise, packed_layer_norm, packed_strided_conv
+from ..packed.units import Units, active_units
 from .grn import SparseGRN, packed_grn
 
 EXECUTIONS = ('packed', 'dense')
 
 
 def packed_convnext_block(
-    block: ConvNeXtBlock, tokens: Tensor, layout: PackedLayout, scope: str = 'image'
+    block: ConvNeXtBlock, tokens: Tensor, units: Units, scope: str = 'image'
 ) -> Tensor:
     """One ConvNeXt (V2) block at the token positions only.
 
     Args:
         block (ConvNeXtBlock): Block of mmpretrain, dense or sparse, with linear pointwise layers.
         tokens (Tensor): (B, N, C).
-        layout (PackedLayout): Where they lie on the map.
+        units (Units): Where they lie on the map.
         scope (str): Definition of GRN, one of ``GRN_SCOPES``.
 
     Returns:
@@ -51,13 +45,14 @@ def packed_convnext_block(
     """
 
     def inner(tokens: Tensor) -> Tensor:
-        x = packed_depthwise(block.depthwise_conv, tokens, layout)
+        conv = block.depthwise_conv
+        x = packed_depthwise(tokens, conv.weight, conv.bias, units)
         x = packed_layer_norm(block.norm, x)
         x = block.act(block.pointwise_conv1(x))
         if block.grn is not None:
             # What the dense computation holds at inactive positions: LayerNorm leaves zeros there.
             inactive = block.act(block.pointwise_conv1.bias)
-            x = packed_grn(block.grn, x, scope, inactive, layout.num_inactive)
+            x = packed_grn(block.grn, x, scope, inactive, units.num_absent(tokens))
         x = block.pointwise_conv2(x)
         if block.gamma is not None:
             x = x * block.gamma
@@ -134,22 +129,20 @@ class PackedSparseConvNeXt(SparseConvNeXt):
             inactive positions, or its average (B, C) with ``gap_before_output``.
         """
         scope = grn_scope or self.grn_scope
-        height, width = int(grid[0]), int(grid[1])
-        tokens, side = unit_pixels(images, index, (height, width))
+        units = Units(index, (int(grid[0]), int(grid[1])))
+        tokens = units.gather(images)
         outs = []
         for i, (downsample, stage) in enumerate(
             zip(self.downsample_layers, self.stages, strict=True)
         ):
             for layer in downsample:
                 if isinstance(layer, nn.Conv2d):
-                    tokens = packed_strided_conv(layer, tokens, side)
-                    side //= layer.kernel_size[0]
+                    tokens = packed_strided_conv(tokens, layer.weight, layer.bias, units)
                 else:
                     tokens = packed_layer_norm(layer, tokens)
-            layout = PackedLayout.of_units(index, (height, width), side)
             for block in stage:
-                tokens = packed_convnext_block(block, tokens, layout, scope)
+                tokens = packed_convnext_block(block, tokens, units, scope)
             if i in self.out_indices:
-                dense = layout.scatter(tokens)
+                dense = units.scatter(tokens)
                 outs.append(dense.mean([-2, -1]) if self.gap_before_output else dense)
         return tuple(outs)

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core import gather_tokens
 from ..core.partition import Grid
+from .units import Units
 from .windows import WindowAttention, Windows, attend, place, window_layout
 
 
@@ -79,25 +79,25 @@ Merging = Callable[[Tensor], Tensor]
 Stage = tuple[Iterable[SwinBlock], Merging | None]
 
 
-def encode_units(x: Tensor, stages: Iterable[Stage], units: Tensor, grid: Grid) -> Tensor:
+def encode_units(x: Tensor, stages: Iterable[Stage], units: Units) -> Tensor:
     """All stages on packed tokens.
 
     Args:
         x: (B, U * side * side, C) packed tokens of the units.
         stages: of the network.
-        units: (B, U) int64, the present units, distinct within an image.
-        grid: units in (height, width).
+        units: the present units.
 
     Returns:
         (B, U, C_last), the last stage's output before the final norm, in the order of ``units``.
     """
-    side = round((x.shape[1] / units.shape[1]) ** 0.5)
+    side = units.side(x)
     for blocks, merge in stages:
         placed: dict[tuple[int, int], Windows] = {}  # two at most: shifted and not
         for block in blocks:
             key = block.window, block.shift
             if key not in placed:
-                placed[key] = place(window_layout(grid, side, *key, x.device), units)
+                layout = window_layout(units.grid, side, *key, x.device)
+                placed[key] = place(layout, units.index)
             x = block(x, placed[key])
         if merge is not None:
             side //= 2
@@ -115,24 +115,6 @@ def microsoft_merging(merging: Any | None) -> Merging | None:
     if merging is None:
         return None
     return lambda x: merging.reduction(merging.norm(x.transpose(-3, -2).flatten(-3)))
-
-
-def gather_units(x: Tensor, units: Tensor, grid: Grid) -> Tensor:
-    """Tokens of some units.
-
-    Args:
-        x: (B, h * w, C) in row-major order.
-        units: (B, U) int64.
-        grid: units in (height, width).
-
-    Returns:
-        (B, U * side * side, C), unit after unit, row-major inside each.
-    """
-    channels = x.shape[-1]
-    side = round((x.shape[1] / (grid[0] * grid[1])) ** 0.5)
-    x = x.view(-1, grid[0], side, grid[1], side, channels).transpose(2, 3)
-    x = gather_tokens(x.reshape(x.shape[0], grid[0] * grid[1], -1), units)
-    return x.view(x.shape[0], -1, channels)
 
 
 def unit_side(num_stages: int) -> int:

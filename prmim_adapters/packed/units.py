@@ -1,44 +1,97 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions of some square units of a dense map: each unit is one small map with a border.
+"""Square units of dense maps, which are masked and thrown as a whole, as packed tokens.
 
-Units (B, U) of a grid are kept as a batch of maps (B * U, C, side, side). Pointwise layers, norms
-and activations take them as they are. A 3x3 convolution or an upsampling by two reads a border of
-one position from the neighbouring units; where a neighbour is absent, or outside of the image, the
-border is zero, as in a dense convolution of a map with zeros there.
+The grid of units is the same at every stage of a network; a unit covers ``side`` x ``side``
+positions of that stage's map. Packed tokens (B, U * side * side, C) are ordered unit by unit, row
+by row inside a unit. Images of a batch have equally many units, so every shape is known without
+looking at the mask.
 """
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .convolution import PackedLayout
+from ..core.partition import Grid
 
 
 class Units:
-    """Units ``index`` (B, U) int64 of a grid (h, w), and where their borders lie.
+    """Some units of every image, and where their tokens lie on the maps of any stage.
 
     Args:
-        index (Tensor): Flat positions on the grid, each at most once per image.
-        grid (tuple[int, int]): Units per column and per row.
+        index: (B, U) int64, flat positions on the grid, each at most once per image.
+        grid: units in (height, width).
     """
 
-    def __init__(self, index: Tensor, grid: tuple[int, int]) -> None:
+    def __init__(self, index: Tensor, grid: Grid) -> None:
         self.index = index
         self.grid = grid
+        self._rows: dict[int, Tensor] = {}
         self._borders: dict[int, Tensor] = {}
 
+    @classmethod
+    def all(cls, batch: int, grid: Grid, device: torch.device | None = None) -> Units:
+        """Every unit of ``batch`` images, in row-major order."""
+        return cls(torch.arange(grid[0] * grid[1], device=device).expand(batch, -1), grid)
+
+    def side(self, tokens: Tensor) -> int:
+        """Positions on a side of a unit: of packed tokens (B, N, C)."""
+        return isqrt(tokens.shape[1] // self.index.shape[1])
+
+    def num_absent(self, tokens: Tensor) -> int:
+        """Positions of an image's map that packed tokens (B, N, C) leave empty."""
+        return self.grid[0] * self.grid[1] * self.side(tokens) ** 2 - tokens.shape[1]
+
+    def gather(self, dense: Tensor) -> Tensor:
+        """Packed tokens (B, U * side * side, C) of a dense map (B, C, h * side, w * side).
+
+        Raises:
+            ValueError: the grid does not cut the map into square units.
+        """
+        batch, channels, height, width = dense.shape
+        side = height // self.grid[0]
+        if (side * self.grid[0], side * self.grid[1]) != (height, width):
+            raise ValueError(
+                f'{height} x {width} positions cannot be cut into {self.grid[0]} x {self.grid[1]} '
+                'square units; resize the images or change the mask'
+            )
+        lines = dense.permute(0, 2, 3, 1).reshape(-1, side * channels)
+        return lines.index_select(0, self._lines(side)).view(batch, -1, channels)
+
     def cut(self, dense: Tensor) -> Tensor:
-        """Maps (B * U, C, side, side) of the units of a dense map (B, C, h * side, w * side)."""
+        """:meth:`gather` as one small map for each unit: (B * U, C, side, side)."""
         side = dense.shape[2] // self.grid[0]
-        tokens = PackedLayout.of_units(self.index, self.grid, side).gather(dense)
-        return tokens.reshape(-1, side, side, dense.shape[1]).permute(0, 3, 1, 2)
+        return self.gather(dense).view(-1, side, side, dense.shape[1]).permute(0, 3, 1, 2)
+
+    def scatter(self, tokens: Tensor) -> Tensor:
+        """Dense map (B, C, h * side, w * side), channels last in memory, zero between units."""
+        side, channels = self.side(tokens), tokens.shape[-1]
+        batch, rows = len(tokens), self.grid[0] * side
+        dense = tokens.new_zeros(batch * rows * self.grid[1], side * channels)
+        dense = dense.index_copy(0, self._lines(side), tokens.reshape(-1, side * channels))
+        return dense.view(batch, rows, -1, channels).permute(0, 3, 1, 2)
+
+    def _lines(self, side: int) -> Tensor:
+        """(B * U * side,) int64: rows of units among all rows (B * h * side * w, side * C)."""
+        if side not in self._rows:
+            columns = self.grid[1]
+            first = self.index + self.index // columns * (columns * (side - 1))
+            image = torch.arange(len(self.index), device=self.index.device)
+            first = first + image[:, None] * (self.grid[0] * side * columns)
+            row = torch.arange(side, device=self.index.device) * columns
+            self._rows[side] = (first[..., None] + row).flatten()
+        return self._rows[side]
 
     def with_border(self, maps: Tensor) -> Tensor:
-        """(B * U, C, side, side) -> (B * U, C, side + 2, side + 2)."""
+        """Maps of units with a border of one position from the units around, zero where absent.
+
+        (B * U, C, side, side) -> (B * U, C, side + 2, side + 2).
+        """
         side = maps.shape[-1]
-        rows = F.pad(maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]), (0, 0, 0, 1))
+        rows = F.pad(maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]), (0, 0, 1, 0))
         if side not in self._borders:
             self._borders[side] = self._border_rows(side)
         windows = rows.index_select(0, self._borders[side])
@@ -46,35 +99,50 @@ class Units:
 
     @torch.no_grad()
     def _border_rows(self, side: int) -> Tensor:
-        """Row of every position of the bordered maps; the last row, which is zero, where absent."""
-        layout = PackedLayout.of_units(self.index, self.grid, side)
-        count = layout.rows.numel()
-        batch, height, width = layout.size
-        row = torch.full((batch * height * width,), count, device=layout.rows.device)
-        row = row.index_copy(0, layout.rows, torch.arange(count, device=row.device))
-        padded = F.pad(row.view(batch, height, width), (1, 1, 1, 1), value=count)
-        windows = padded.unfold(1, side + 2, side).unfold(2, side + 2, side).flatten(1, 2)
+        """Row, from 1, of every position of the bordered maps; 0, a row of zeros, where absent."""
+        count = self.index.numel() * side**2
+        row = torch.arange(1, count + 1, device=self.index.device)
+        dense = self.scatter(row.view(len(self.index), -1, 1))[:, 0]
+        dense = F.pad(dense, (1, 1, 1, 1))
+        windows = dense.unfold(1, side + 2, side).unfold(2, side + 2, side).flatten(1, 2)
         chosen = self.index[..., None, None].expand(-1, -1, side + 2, side + 2)
         return windows.gather(1, chosen).flatten()
 
 
-def conv3x3(conv: nn.Conv2d, maps: Tensor, units: Units) -> Tensor:
-    """3x3 convolution of stride 1: (B * U, C, s, s) -> (B * U, C_out, s, s)."""
-    return F.conv2d(units.with_border(maps), conv.weight, conv.bias)
+def active_units(active: Tensor) -> Tensor:
+    """Flat positions (B, U), ascending, of the active units of a bool mask (B, ...).
 
-
-def upsample2x(conv: nn.ConvTranspose2d, maps: Tensor, units: Units) -> Tensor:
-    """4x4 transposed convolution of stride 2: (B * U, C, s, s) -> (B * U, C_out, 2s, 2s).
-
-    Every output position reads 2 x 2 inputs, which 2 x 2 of the 16 weights depends on whether its
-    row and column are even or odd: four convolutions, no output is computed to be cropped.
+    Raises:
+        ValueError: images of the batch differ in their number of active units.
     """
-    side = maps.shape[-1]
-    bordered = units.with_border(maps)
-    parts = []
-    for top in (0, 1):  # an even row reads the row above and its own, an odd one its own and below
-        for left in (0, 1):
-            weight = conv.weight[:, :, 1 - top :: 2, 1 - left :: 2].flip(2, 3).transpose(0, 1)
-            window = bordered[..., top : top + side + 1, left : left + side + 1]
-            parts.append(F.conv2d(window, weight, conv.bias))
-    return F.pixel_shuffle(torch.stack(parts, dim=2).flatten(1, 2), 2)
+    flat = active.flatten(1)
+    counts = flat.sum(dim=1)
+    fewest, most = int(counts.min()), int(counts.max())
+    if fewest != most:
+        raise ValueError(
+            f'packed execution needs equally many active units in every image, found {fewest} to '
+            f'{most} of {flat.shape[1]}: mask as many in each, or compute densely where the encoder '
+            "has the option, execution='dense'"
+        )
+    return flat.nonzero()[:, 1].view(len(flat), -1)
+
+
+def unit_mask(mask: Tensor, grid: Grid) -> Tensor:
+    """(B, L) bool, the mask of every token or unit of the grid.
+
+    Args:
+        mask: (B, h, w), 1 = masked, h and w multiples of the grid's height and width.
+        grid: (H, W).
+
+    Raises:
+        ValueError: the mask changes inside a unit.
+    """
+    parts = Units.all(len(mask), grid, mask.device).cut(mask[:, None]).flatten(1)
+    # a compiled graph cannot raise; the eager batch before it has been looked at
+    if not torch.compiler.is_compiling() and (parts != parts[:, :1]).any():
+        raise ValueError(
+            f'the {mask.shape[1]}x{mask.shape[2]} mask is not constant inside the '
+            f'{grid[0]}x{grid[1]} units that are thrown as a whole: set mask_patch_size of the '
+            'mask generator to the side of a unit (32 pixels for Swin with four stages)'
+        )
+    return parts[:, 0].bool().view(len(mask), -1)

@@ -183,30 +183,3 @@ def _empty_windows(attention: WindowAttention, qkv: Tensor, layout: WindowLayout
         return qkv.new_zeros(batch * layout.num_slots, channels)
     filler = layout.padding[:, None] * attention.qkv_bias
     return filler.to(qkv.dtype).repeat(batch, 1)
-
-
-def tiles(image: Tensor, grid: Grid) -> Tensor:
-    """Cut (B, C, H, W) into (B, h * w, C, H / h, W / w); grid (h, w)."""
-    image = image.unflatten(2, (grid[0], -1)).unflatten(4, (grid[1], -1))
-    return image.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-
-
-def unit_mask(mask: Tensor, grid: Grid) -> Tensor:
-    """(B, L) bool, the mask of every token or unit of the grid.
-
-    Args:
-        mask: (B, h, w), 1 = masked, h and w multiples of the grid's height and width.
-        grid: (H, W).
-
-    Raises:
-        ValueError: the mask changes inside a unit.
-    """
-    parts = tiles(mask[:, None], grid).flatten(2)
-    # a compiled graph cannot raise; the eager batch before it has been looked at
-    if not torch.compiler.is_compiling() and (parts != parts[..., :1]).any():
-        raise ValueError(
-            f'the {mask.shape[1]}x{mask.shape[2]} mask is not constant inside the '
-            f'{grid[0]}x{grid[1]} units that are thrown as a whole: set mask_patch_size of the '
-            'mask generator to the side of a unit (32 pixels for Swin with four stages)'
-        )
-    return parts[..., 0].bool()

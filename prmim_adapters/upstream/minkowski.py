@@ -12,13 +12,11 @@ convolutions of the network reduce to one position, and every image has equally 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from types import SimpleNamespace
-
 import torch
 from torch import Tensor, nn
 
-from ..packed.convolution import PackedLayout, packed_depthwise, packed_strided_conv
+from ..packed.convolution import packed_depthwise, packed_strided_conv
+from ..packed.units import Units, active_units
 
 __all__ = [
     'MinkowskiConvolution',
@@ -32,31 +30,17 @@ __all__ = [
 UNIT = 8
 
 
-@dataclass(frozen=True)
-class Sites:
-    """Active sites of a map: the units (B, n) of a grid, each side x side positions."""
-
-    units: Tensor
-    grid: tuple[int, int]
-    side: int
-
-    @property
-    def layout(self) -> PackedLayout:
-        """Where the packed features lie on their map."""
-        return PackedLayout.of_units(self.units, self.grid, self.side)
-
-
 class SparseTensor:
     """Features at the active sites of a batch of maps.
 
     Args:
         features: (B * N, C), image after image.
-        coordinate_map_key: the sites.
+        coordinate_map_key: the units of the grid that are active.
         coordinate_manager: not used; the engine's signature.
     """
 
     def __init__(
-        self, features: Tensor, coordinate_map_key: Sites, coordinate_manager: object = None
+        self, features: Tensor, coordinate_map_key: Units, coordinate_manager: object = None
     ) -> None:
         self.F = features
         self.coordinate_map_key = coordinate_map_key
@@ -65,17 +49,17 @@ class SparseTensor:
     @property
     def tokens(self) -> Tensor:
         """(B, N, C)."""
-        return self.F.view(len(self.coordinate_map_key.units), -1, self.F.shape[-1])
+        return self.F.view(len(self.coordinate_map_key.index), -1, self.F.shape[-1])
 
     @property
     def decomposed_coordinates(self) -> list[Tensor]:
-        """For each image the rows of its sites on the map, (N,)."""
-        rows = self.coordinate_map_key.layout.rows
-        return list(rows.view(len(self.coordinate_map_key.units), -1))
+        """For each image the units of its sites on their grid, (N,)."""
+        count = self.tokens.shape[1] // self.coordinate_map_key.index.shape[1]
+        return list(self.coordinate_map_key.index.repeat_interleave(count, dim=1))
 
     def dense(self) -> tuple[Tensor, None, None]:
         """The map (B, C, H, W), zero at inactive sites; the engine's other results are left out."""
-        return self.coordinate_map_key.layout.scatter(self.tokens), None, None
+        return self.coordinate_map_key.scatter(self.tokens), None, None
 
     def __add__(self, other: SparseTensor) -> SparseTensor:
         return SparseTensor(self.F + other.F, self.coordinate_map_key)
@@ -91,17 +75,9 @@ def to_sparse(x: Tensor) -> SparseTensor:
     if height % UNIT or width % UNIT:
         raise ValueError(f'a {height}x{width} map is not divisible into {UNIT}x{UNIT} units')
     grid = (height // UNIT, width // UNIT)
-    cut = x.unflatten(2, (grid[0], UNIT)).unflatten(4, (grid[1], UNIT))
-    cut = cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, grid[0] * grid[1], -1)
-    active = (cut != 0).any(dim=2)
-    counts = active.sum(dim=1)
-    if counts.min() != counts.max():
-        raise ValueError(
-            f'between {int(counts.min())} and {int(counts.max())} of {active.shape[1]} units of an '
-            'image are active; the stand-in for MinkowskiEngine needs equally many in every image'
-        )
-    features = cut[active].view(-1, channels)
-    return SparseTensor(features, Sites(active.nonzero()[:, 1].view(batch, -1), grid, UNIT))
+    every = Units.all(batch, grid, x.device).gather(x).unflatten(1, (grid[0] * grid[1], -1))
+    active = (every != 0).flatten(2).any(dim=2)
+    return SparseTensor(every[active].view(-1, channels), Units(active_units(active), grid))
 
 
 class MinkowskiConvolution(nn.Module):
@@ -125,16 +101,10 @@ class MinkowskiConvolution(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """The sparse tensor on the next coarser map."""
-        sites, size = x.coordinate_map_key, self.kernel_size
-        conv = SimpleNamespace(
-            weight=_dense_kernel(self.kernel.permute(2, 1, 0), size),
-            bias=self.bias.flatten(),
-            kernel_size=(size, size),
-        )
-        tokens = packed_strided_conv(conv, x.tokens, sites.side)  # type: ignore[arg-type]
-        return SparseTensor(
-            tokens.flatten(0, 1), Sites(sites.units, sites.grid, sites.side // size)
-        )
+        units = x.coordinate_map_key
+        weight = _dense_kernel(self.kernel.permute(2, 1, 0), self.kernel_size)
+        tokens = packed_strided_conv(x.tokens, weight, self.bias.flatten(), units)
+        return SparseTensor(tokens.flatten(0, 1), units)
 
 
 class MinkowskiDepthwiseConvolution(nn.Module):
@@ -152,14 +122,10 @@ class MinkowskiDepthwiseConvolution(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """The same sites."""
-        size = self.kernel_size
-        conv = SimpleNamespace(
-            weight=_dense_kernel(self.kernel.t()[:, None], size),
-            bias=self.bias.flatten(),
-            padding=(size // 2, size // 2),
-        )
-        tokens = packed_depthwise(conv, x.tokens, x.coordinate_map_key.layout)  # type: ignore[arg-type]
-        return SparseTensor(tokens.flatten(0, 1), x.coordinate_map_key)
+        weight = _dense_kernel(self.kernel.t()[:, None], self.kernel_size)
+        units = x.coordinate_map_key
+        tokens = packed_depthwise(x.tokens, weight, self.bias.flatten(), units)
+        return SparseTensor(tokens.flatten(0, 1), units)
 
 
 class MinkowskiLinear(nn.Module):

@@ -16,7 +16,6 @@ from torch.testing import assert_close
 
 from prmim_adapters.frameworks.grn import GRN_SCOPES
 from prmim_adapters.frameworks.packed_convnext import PackedSparseConvNeXt
-from prmim_adapters.packed.convolution import PackedLayout, packed_depthwise
 
 ARCH = {'depths': [1, 1, 2, 1], 'channels': [8, 16, 32, 64]}
 V2 = {'use_grn': True, 'layer_scale_init_value': 0.0}
@@ -200,35 +199,6 @@ def test_activation_checkpointing_gives_the_same_gradients():
     results = [gradients(run(m, images(), random_mask()), m) for m in (plain, saving)]
     for mine, target in zip(*results, strict=True):
         assert_close(mine, target, rtol=1e-12, atol=0)
-
-
-def test_gradient_of_the_packed_depthwise_convolution():
-    # The hand-written backward against autograd through the dense map, on a traced graph.
-    conv = torch.nn.Conv2d(4, 4, 7, padding=3, groups=4).double()
-    layout = PackedLayout.of_units(torch.tensor([[0, 3], [1, 5]]), (2, 3), side=2)
-    tokens = torch.randn(2, 8, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: packed_depthwise(conv, t, layout), tokens)
-    dense = layout.gather(conv(layout.scatter(tokens)))
-    mine = packed_depthwise(conv, tokens, layout)
-    assert_close(mine, dense)
-    grad = torch.randn_like(mine)
-    for target, value in zip(
-        torch.autograd.grad(dense, (tokens, *conv.parameters()), grad),
-        torch.autograd.grad(mine, (tokens, *conv.parameters()), grad),
-        strict=True,
-    ):
-        assert_close(value, target)
-
-
-def test_layout_puts_units_where_the_grid_says():
-    layout = PackedLayout.of_units(torch.tensor([[1, 3]]), (2, 2), side=2)
-    tokens = torch.arange(1.0, 9.0).view(1, 8, 1)
-    expected = torch.tensor(
-        [[0, 0, 1, 2], [0, 0, 3, 4], [0, 0, 5, 6], [0, 0, 7, 8]], dtype=torch.float
-    )
-    assert torch.equal(layout.scatter(tokens)[0, 0], expected)
-    assert torch.equal(layout.gather(layout.scatter(tokens)), tokens)
-    assert layout.num_inactive == 8
 
 
 def test_without_mask_it_is_the_classifier():

@@ -15,6 +15,7 @@ from mmpretrain.models.utils import ShiftWindowMSA
 from prmim_adapters.adapters.mmpretrain.swin import check_packable, embed_units, stages
 from prmim_adapters.packed import swin as packed_swin
 from prmim_adapters.packed import windows
+from prmim_adapters.packed.units import Units
 
 ARCH = {'embed_dims': 16, 'depths': [2, 2, 2, 2], 'num_heads': [1, 2, 4, 8]}
 
@@ -63,11 +64,12 @@ def dense(model, images, mask, thrown):
 def packed(model, images, units_masked, units, num_visible):
     """Packed forward; ``units`` (B, U), visible ones first."""
     grid = tuple(units_masked.shape[1:])
-    visible = embed_units(model, images, units[:, :num_visible], grid)
+    visible = embed_units(model, images, Units(units[:, :num_visible], grid))
     kept = units.shape[1] - num_visible
     tokens = model.mask_token.expand(images.shape[0], kept * 64, -1).to(visible.dtype)
     tokens = torch.cat((visible, tokens), 1)
-    return model.norm3(packed_swin.encode_units(tokens, stages(model, grid), units, grid))
+    encoded = packed_swin.encode_units(tokens, stages(model, grid), Units(units, grid))
+    return model.norm3(encoded)
 
 
 @pytest.fixture

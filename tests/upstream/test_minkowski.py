@@ -92,7 +92,7 @@ def test_errors(masked):
     with pytest.raises(ValueError, match='15x24 map is not divisible into 8x8 units'):
         to_sparse(x[:, :, :15])
     x[0, :, :8, :8] = 0
-    with pytest.raises(ValueError, match='between 3 and 4 of 6 units'):
+    with pytest.raises(ValueError, match='found 3 to 4 of 6'):
         to_sparse(x)
     with pytest.raises(ValueError, match='2-D convolutions'):
         MinkowskiConvolution(3, 5, kernel_size=3, stride=2)

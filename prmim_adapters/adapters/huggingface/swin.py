@@ -23,17 +23,11 @@ from transformers.models.swin.modeling_swin import (
 
 from ...core import PartialReconstruction
 from ...core.partition import Grid
-from ...packed.swin import (
-    Stage,
-    SwinBlock,
-    encode_units,
-    gather_units,
-    microsoft_merging,
-    unit_grid,
-)
-from ...packed.windows import WindowAttention, unit_mask
+from ...packed.swin import Stage, SwinBlock, encode_units, microsoft_merging, unit_grid
+from ...packed.units import Units, unit_mask
+from ...packed.windows import WindowAttention
 from ..base import Adapter
-from ..dense import dense_features, fixed_positions
+from ..dense import dense_features, feature_map, fixed_positions
 from ..registry import ADAPTERS
 from .vit import reweighted, saved_as_upstream
 
@@ -58,9 +52,9 @@ class PRSwinModel(SwinModel):
         tokens, size = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
         grid, token = self.partial.grid, self.embeddings.mask_token
         partition = self.partial.split(unit_mask(bool_masked_pos.reshape(-1, *size), grid))
-        tokens = gather_units(tokens, partition.present, grid)
-        stages = _stages(self.encoder.layers, size)
-        features = self.layernorm(encode_units(tokens, stages, partition.present, grid))
+        units = Units(partition.present, grid)
+        tokens = units.gather(feature_map(tokens, size))
+        features = self.layernorm(encode_units(tokens, _stages(self.encoder.layers, size), units))
         queries = fixed_positions(grid, features.shape[-1], token.dtype, token.device)
         features = dense_features(self.partial, partition, features, queries)
         return SwinModelOutput(last_hidden_state=features)

@@ -25,7 +25,8 @@ from ...core import PartialReconstruction
 from ...core.partition import Grid
 from ...frameworks.fcmae import FCMAE, FCMAEPretrainDecoder, masked_units
 from ...frameworks.packed_convnext import packed_convnext_block
-from ...packed.convolution import PackedLayout, packed_pointwise
+from ...packed.convolution import packed_pointwise
+from ...packed.units import Units
 from ..base import Adapter
 from ..dense import fixed_positions
 from ..registry import ADAPTERS
@@ -51,12 +52,12 @@ class PRFCMAEPretrainDecoder(FCMAEPretrainDecoder):
         length = grid[0] * grid[1]
         partition = self.partial.split(masked_units(visible, length), length - visible.shape[1])
 
-        seen = packed_pointwise(self.proj, PackedLayout.of_units(partition.visible, grid).gather(x))
+        seen = packed_pointwise(self.proj, Units(partition.visible, grid).gather(x))
         token = self.mask_token.flatten()
         tokens = torch.cat((seen, token.to(seen.dtype).expand(*partition.kept.shape, -1)), dim=1)
-        layout = PackedLayout.of_units(partition.present, grid)
+        units = Units(partition.present, grid)
         for block in self.decoder:
-            tokens = packed_convnext_block(block, tokens, layout)
+            tokens = packed_convnext_block(block, tokens, units)
         queries = token + fixed_positions(grid, len(token), token.dtype, token.device)
         return packed_pointwise(self.pred, self.partial.reconstruct(partition, tokens, queries))
 

@@ -25,9 +25,9 @@ from ...core import PartialReconstruction, TokenPartition
 from ...core.partition import Grid
 from ...frameworks.simmim_vit import SimMIMViT
 from ...packed.swin import encode_units, unit_grid, unit_side
-from ...packed.windows import tiles, unit_mask
+from ...packed.units import Units, unit_mask
 from ..base import Adapter
-from ..dense import fixed_positions
+from ..dense import feature_map, fixed_positions
 from ..registry import ADAPTERS
 from .beit import check_relative_bias, encode_present
 from .swin import check_packable, embed_units, stages
@@ -68,22 +68,21 @@ class PRSimMIMSwinTransformer(SimMIMSwinTransformer):
         grid = self.partial.grid
         partition = self.partial.split(unit_mask(mask, grid))
         tokens = self.drop_after_pos(self._present_tokens(x, partition))
-        features = encode_units(tokens, stages(self, grid), partition.present, grid)
+        features = encode_units(tokens, stages(self, grid), Units(partition.present, grid))
         features = getattr(self, f'norm{self.num_layers - 1}')(features)
         queries = fixed_positions(grid, features.shape[-1], self.mask_token.dtype, x.device)
         return (_column(self.partial.reconstruct(partition, features, queries)),)
 
     def _present_tokens(self, x: Tensor, partition: TokenPartition) -> Tensor:
         """(B, N * side * side, C) packed tokens of visible and kept units."""
-        area = unit_side(self.num_layers) ** 2
-        visible = embed_units(self, x, partition.visible, partition.grid)
-        num_kept = partition.kept.shape[1] * area
-        kept = self.mask_token.expand(x.shape[0], num_kept, -1)
+        visible = embed_units(self, x, Units(partition.visible, partition.grid))
+        count = partition.kept.shape[1] * unit_side(self.num_layers) ** 2
+        kept = self.mask_token.expand(x.shape[0], count, -1)
         tokens = torch.cat((visible.to(kept.dtype), kept), dim=1)
         if self.use_abs_pos_embed:
-            positions = self.absolute_pos_embed.transpose(1, 2).unflatten(2, self.patch_resolution)
-            positions = tiles(positions, partition.grid)[0].flatten(2).transpose(1, 2)
-            tokens = tokens + positions[partition.present].flatten(1, 2)
+            positions = self.absolute_pos_embed.expand(x.shape[0], -1, -1)
+            positions = feature_map(positions, self.patch_resolution)
+            tokens = tokens + Units(partition.present, partition.grid).gather(positions)
         return tokens
 
 
@@ -103,8 +102,10 @@ class PRSimMIMHead(SimMIMHead):
         if self.partial.num_thrown == 0:
             return super().loss(pred, target, mask)
         grid, side = self.partial.grid, pred.shape[-1] // self.patch_size
-        patches = self.partial.at_supervised(tiles(target, grid).flatten(2))
-        patches = patches.unflatten(2, (3, *pred.shape[-1:] * 2)).transpose(1, 2).flatten(2, 3)
+        index = self.partial.supervised_index
+        assert index is not None, 'the backbone has split'
+        patches = Units(index, grid).cut(target)
+        patches = patches.unflatten(0, (len(target), -1)).transpose(1, 2).flatten(2, 3)
         weights = self.partial.loss_mask(unit_mask(mask, grid))
         weights = self.partial.at_supervised(weights).repeat_interleave(side, dim=1)
         return super().loss(pred, patches, weights[..., None].expand(-1, -1, side))

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from ...core import PartialReconstruction
 from ...core.partition import Grid, TokenPartition
-from ...packed.units import Units, conv3x3, upsample2x
+from ...packed.convolution import conv3x3, upsample2x
+from ...packed.units import Units
 from ..base import Adapter
 from ..dense import fixed_positions
 from ..registry import ADAPTERS

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from mmpretrain.models.utils import ShiftWindowMSA
 from mmpretrain.models.utils.attention import WindowMSA
 from torch import Tensor
 
 from ...core.partition import Grid
 from ...packed.swin import Stage, SwinBlock, unit_side
-from ...packed.windows import WindowAttention, tiles
+from ...packed.units import Units
+from ...packed.windows import WindowAttention
 
 
 def check_packable(backbone: Any) -> None:
@@ -49,20 +49,9 @@ def check_packable(backbone: Any) -> None:
                 )
 
 
-def embed_units(backbone: Any, images: Tensor, units: Tensor, grid: Grid) -> Tensor:
-    """Patch embedding of some units.
-
-    Args:
-        backbone: a SimMIMSwinTransformer.
-        images: (B, 3, H, W).
-        units: (B, U) int64.
-        grid: units in (height, width).
-
-    Returns:
-        (B, U * side * side, C) packed tokens.
-    """
-    image = torch.arange(images.shape[0], device=images.device)[:, None]
-    tokens, _ = backbone.patch_embed(tiles(images, grid)[image, units].flatten(0, 1))
+def embed_units(backbone: Any, images: Tensor, units: Units) -> Tensor:
+    """Patch embedding of some units of images (B, 3, H, W): packed tokens (B, N, C)."""
+    tokens, _ = backbone.patch_embed(units.cut(images))
     return tokens.reshape(images.shape[0], -1, tokens.shape[-1])
 
 

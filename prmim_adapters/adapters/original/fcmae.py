@@ -27,12 +27,8 @@ from torch import Tensor
 
 from ...core import PartialReconstruction, scatter_tokens
 from ...core.partition import Grid
-from ...packed.convolution import (
-    PackedLayout,
-    packed_depthwise,
-    packed_layer_norm,
-    packed_pointwise,
-)
+from ...packed.convolution import packed_depthwise, packed_layer_norm, packed_pointwise
+from ...packed.units import Units
 from ..base import Adapter
 from ..dense import fixed_positions
 from ..registry import ADAPTERS
@@ -50,13 +46,13 @@ class FCMAESeam:
             return super().forward_decoder(x, mask)  # type: ignore[misc]
         grid: Grid = (x.shape[2], x.shape[3])
         partition = self.partial.split(mask.bool())
-        seen = packed_pointwise(self.proj, PackedLayout.of_units(partition.visible, grid).gather(x))
+        seen = packed_pointwise(self.proj, Units(partition.visible, grid).gather(x))
         token = self.mask_token.flatten()
         kept = token.to(seen.dtype).expand(*partition.kept.shape, -1)
         tokens = torch.cat((seen, kept), dim=1)
-        layout = PackedLayout.of_units(partition.present, grid)
+        units = Units(partition.present, grid)
         for block in self.decoder:
-            tokens = _block(block, tokens, layout)
+            tokens = _block(block, tokens, units)
         queries = token + fixed_positions(grid, len(token), token.dtype, token.device)
         rows = self.partial.reconstruct(partition, tokens, queries)
         predictions = packed_pointwise(self.pred, _same_magnitude(rows, partition.kept.shape[1]))
@@ -78,10 +74,10 @@ def _same_magnitude(rows: Tensor, num_kept: int) -> Tensor:
     return torch.cat((kept, thrown * scale.to(thrown.dtype)), dim=1)
 
 
-def _block(block: Any, tokens: Tensor, layout: PackedLayout) -> Tensor:
+def _block(block: Any, tokens: Tensor, units: Units) -> Tensor:
     """A dense ConvNeXt V2 block on tokens (B, N, C)."""
-    x = packed_layer_norm(block.norm, packed_depthwise(block.dwconv, tokens, layout))
-    x = block.act(block.pwconv1(x))
+    x = packed_depthwise(tokens, block.dwconv.weight, block.dwconv.bias, units)
+    x = block.act(block.pwconv1(packed_layer_norm(block.norm, x)))
     x = block.grn(x[:, None])[:, 0]  # upstream's norm runs over rows and columns: one row of tokens
     return tokens + block.drop_path(block.pwconv2(x))
 

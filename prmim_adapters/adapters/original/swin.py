@@ -12,7 +12,8 @@ from torch import Tensor
 from ...core.partition import Grid
 from ...packed import swin as swin_units
 from ...packed.swin import Stage, SwinBlock, microsoft_merging
-from ...packed.windows import WindowAttention, unit_mask
+from ...packed.units import Units, unit_mask
+from ...packed.windows import WindowAttention
 from ..dense import dense_features, feature_map, fixed_positions
 
 
@@ -37,8 +38,9 @@ def encode_units(encoder: Any, images: Tensor, mask: Tensor) -> Tensor:
     x = _mask_tokens(encoder.patch_embed(images), mask, token)
     if encoder.ape:
         x = x + encoder.absolute_pos_embed
-    x = swin_units.gather_units(encoder.pos_drop(x), partition.present, grid)
-    x = swin_units.encode_units(x, _stages(encoder), partition.present, grid)
+    units = Units(partition.present, grid)
+    x = units.gather(feature_map(encoder.pos_drop(x), encoder.patches_resolution))
+    x = swin_units.encode_units(x, _stages(encoder), units)
     queries = fixed_positions(grid, x.shape[-1], token.dtype, token.device)
     return feature_map(dense_features(encoder.partial, partition, encoder.norm(x), queries), grid)
 

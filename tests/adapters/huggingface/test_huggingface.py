@@ -168,16 +168,17 @@ def test_images_without_a_mask_are_encoded_whole():
 def test_swin_drops_paths_as_upstream():
     """Around attention only; every unit packed, under one seed."""
     from prmim_adapters.adapters.huggingface.swin import _stages
-    from prmim_adapters.packed.swin import encode_units, gather_units
+    from prmim_adapters.packed.swin import encode_units
+    from prmim_adapters.packed.units import Units
 
     model = swin(drop_path_rate=0.5).swin
     torch.manual_seed(3)
     expected = model(images(), bool_masked_pos=masks(2)).last_hidden_state
     torch.manual_seed(3)
     tokens, size = model.embeddings(images(), masks(2))
-    units = torch.arange(64).expand(3, -1)
-    tokens = gather_units(tokens, units, (8, 8))
-    found = encode_units(tokens, _stages(model.encoder.layers, size), units, (8, 8))
+    units = Units.all(3, (8, 8))
+    tokens = units.gather(tokens.transpose(1, 2).unflatten(2, size))
+    found = encode_units(tokens, _stages(model.encoder.layers, size), units)
     assert_close(model.layernorm(found), expected)
 
 

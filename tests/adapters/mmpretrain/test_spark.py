@@ -13,7 +13,6 @@ import prmim_adapters as prmim
 from prmim_adapters.accounting import count_macs
 from prmim_adapters.accounting.closed_form import predicted_saving
 from prmim_adapters.frameworks import packed_convnext  # noqa: F401, registers the backbone
-from prmim_adapters.packed.units import Units, conv3x3, upsample2x
 
 
 def build(backbone='SparseConvNeXt', width=32, arch=None, input_size=160, **options):
@@ -43,41 +42,6 @@ def build(backbone='SparseConvNeXt', width=32, arch=None, input_size=160, **opti
     )
     model.init_weights()
     return model
-
-
-GRID = (3, 4)
-INDEX = torch.tensor([[0, 5, 1, 11], [7, 2, 3, 6]])
-
-
-def units_of(dense, side):
-    """(B * U, C, side, side) by slicing."""
-    return torch.stack(
-        [
-            dense[b, :, u // 4 * side : (u // 4 + 1) * side, u % 4 * side : (u % 4 + 1) * side]
-            for b, row in enumerate(INDEX.tolist())
-            for u in row
-        ]
-    )
-
-
-@pytest.fixture(params=[1, 2, 4])
-def zero_filled(request):
-    """A dense map that is zero outside of the units, and the side of a unit."""
-    side = request.param
-    present = torch.zeros(2, 12).scatter(1, INDEX, 1.0).view(2, 1, *GRID)
-    dense = torch.randn(2, 3, GRID[0] * side, GRID[1] * side, dtype=torch.float64)
-    return dense * F.interpolate(present, scale_factor=side), side
-
-
-def test_convolutions_of_units_equal_those_of_the_dense_map(zero_filled):
-    dense, side = zero_filled
-    units = Units(INDEX, GRID)
-    maps = units.cut(dense)
-    assert torch.equal(maps, units_of(dense, side))
-    conv = torch.nn.Conv2d(3, 5, 3, padding=1).double()
-    assert_close(conv3x3(conv, maps, units), units_of(conv(dense), side))
-    upsample = torch.nn.ConvTranspose2d(3, 5, 4, stride=2, padding=1).double()
-    assert_close(upsample2x(upsample, maps, units), units_of(upsample(dense), 2 * side))
 
 
 @pytest.mark.parametrize('backbone', ['SparseConvNeXt', 'PackedSparseConvNeXt'])
