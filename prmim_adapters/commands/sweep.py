@@ -59,10 +59,11 @@ def sweep(
     from rich.console import Console
 
     from ..sweep import SpecError, load_spec
+    from ..sweep.collected import collect
     from ..sweep.local import LocalEngine
     from ..sweep.plots import write_plots
     from ..sweep.point import Launch
-    from ..sweep.report import collect, markdown
+    from ..sweep.report import markdown
     from ..sweep.results import ChangedSettingsError
     from ..sweep.runner import run_sweep
 

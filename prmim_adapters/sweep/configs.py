@@ -211,6 +211,8 @@ def _mistakes_named(what: str, spec: Spec) -> Iterator[None]:
     """Turn whatever reading a config raises into a SpecError that begins with ``what``."""
     try:
         yield
+    except SpecError:
+        raise
     except Exception as error:
         raise SpecError(
             f'{what} with its options gives no config: {type(error).__name__}: {error}. Configs '

@@ -44,12 +44,11 @@ def paired_difference(
     centre = mean(values)
     if len(values) < 2:
         return Difference(centre, -math.inf, math.inf, 1)
-    from scipy.stats import t
+    from scipy.stats import ttest_rel
 
-    half = (
-        float(t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    )
-    return Difference(centre, centre - half, centre + half, len(values))
+    test = ttest_rel(*([side[seed] for seed in shared] for side in (this, other)))
+    low, high = test.confidence_interval(confidence)
+    return Difference(centre, float(low), float(high), len(values))
 
 
 def against_framework(difference: Difference, margin: float) -> str:

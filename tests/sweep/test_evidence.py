@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from prmim_adapters.sweep import load_spec
-from prmim_adapters.sweep.report import collect, markdown
+from prmim_adapters.sweep.collected import collect
+from prmim_adapters.sweep.report import markdown
 
 ROOT = Path(__file__).parents[2]
 EVIDENCE = ROOT / 'docs' / 'evidence'
