@@ -7,63 +7,68 @@ Compensations, all applied by :func:`apply` when ``prmim_adapters.openmmlab`` is
   they hold the log history (``HistoryBuffer`` and numpy arrays) beside the weights. The classes
   that a checkpoint of mmengine needs are put on torch's allow-list, and nothing else: a foreign
   file that names any other callable is still refused. See ``docs/checkpoints.md``.
+* Two ways around ``weights_only`` are closed: mmengine loads URLs without it, and on resume executes
+  a config text in the file.
 * ``--launcher pytorch`` and ``--launcher slurm``: see :mod:`prmim_adapters.openmmlab.launch`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 
+from ..allow_list import numpy_globals
 from . import launch
+from .checkpoints import read_checkpoint
 
 #: The attributes of HistoryBuffer that its pickle refers to (``_statistics_methods``).
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
-_NUMBERS = '?bhilqBHILQefd'
+_load_checkpoint = mmengine_checkpoint.CheckpointLoader.load_checkpoint
 
 
 def apply() -> None:
     """Apply every compensation; calling it again changes nothing."""
     allow_own_checkpoints()
+    load_data_only()
     launch.apply()
 
 
 def allow_own_checkpoints() -> None:
-    """Let ``torch.load(weights_only=True)`` read what mmengine's ``CheckpointHook`` writes.
+    """Let ``torch.load(weights_only=True)`` read what mmengine's ``CheckpointHook`` writes."""
+    history = [HistoryBuffer, (_history_method, 'builtins.getattr')]
+    torch.serialization.add_safe_globals([*history, *numpy_globals()])
 
-    On torch < 2.6, where ``weights_only`` is not the default, there is nothing to do.
+
+def load_data_only() -> None:
+    """Make every checkpoint that mmengine loads data: local files, URLs, and what resume reads."""
+    loader = mmengine_checkpoint.CheckpointLoader
+    loader.register_scheme('', load_from_local, force=True)
+    loader.load_checkpoint = staticmethod(_load_without_program)
+    mmengine_checkpoint.load_url = partial(torch.hub.load_state_dict_from_url, weights_only=True)
+
+
+def load_from_local(filename: str, map_location: Any) -> Any:
+    """mmengine's loader of that name, with errors that name the file; the log shows its name."""
+    return read_checkpoint(filename, map_location)
+
+
+def _load_without_program(filename: str, map_location: Any = None, logger: Any = 'current') -> Any:
+    """A checkpoint without the text ``meta.config``, which ``Runner.resume`` would execute.
+
+    mmcv 1 wrote it. mmengine's own text is ``meta.cfg``, and is not executed.
     """
-    if torch.__version__ >= '2.6':
-        torch.serialization.add_safe_globals(_checkpoint_globals())
-
-
-def _checkpoint_globals() -> list[Any]:
-    """Globals named in a checkpoint of mmengine, beyond torch's own: log history, numpy, ints.
-
-    numpy's two functions are listed under both their module names, those of numpy 1 and numpy 2.
-    """
-    reconstruct: Any = np.empty(0).__reduce__()[0]
-    scalar: Any = np.float64(0).__reduce__()[0]
-    numpy_functions = [
-        (function, f'numpy.{core}.multiarray.{function.__name__}')
-        for function in (reconstruct, scalar)
-        for core in ('core', '_core')
-    ]
-    number_types = {type(np.dtype(code)) for code in _NUMBERS}
-    return [
-        HistoryBuffer,
-        (_history_method, 'builtins.getattr'),
-        np.ndarray,
-        np.dtype,
-        *numpy_functions,
-        *number_types,
-    ]
+    checkpoint = _load_checkpoint(filename, map_location, logger)
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    if isinstance(meta, dict):
+        meta.pop('config', None)
+    return checkpoint
 
 
 def _history_method(owner: type, name: str) -> Callable:

@@ -9,6 +9,7 @@ lacks what it supplies. ``shim(script, arguments)`` returns whether it changed a
 from __future__ import annotations
 
 import argparse
+import collections
 import collections.abc
 import functools
 import importlib.util
@@ -234,21 +235,14 @@ def minkowski(script: Path, arguments: list[str]) -> bool:
 
 @shim('resume')
 def resume(script: Path, arguments: list[str]) -> bool:
-    """Arguments and numpy numbers in checkpoints, refused since torch 2.6 (mae, ConvNeXt-V2, ibot)."""
-    import numpy as np
+    """What is in checkpoints beside weights, refused since torch 2.6 (all four); still only data."""
+    from ..allow_list import numpy_globals
 
-    number = np.float64(0)
-    scalar = number.__reduce__()[0]  # its module was renamed in numpy 2
-    torch.serialization.add_safe_globals([argparse.Namespace, scalar, np.dtype, type(number.dtype)])
-    return True
-
-
-@shim('trusted-resume')
-def trusted_resume(script: Path, arguments: list[str]) -> bool:
-    """torch.load as before torch 2.6, for yacs configs in checkpoints (SimMIM: load your own only)."""
-    if 'from config import get_config' not in script.read_text(encoding='utf-8'):
-        return False
-    os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] = '1'
+    # yacs configs are read as the dictionaries that they are.
+    configs = (collections.OrderedDict, 'yacs.config.CfgNode')
+    torch.serialization.add_safe_globals([argparse.Namespace, configs, *numpy_globals()])
+    load_url = torch.hub.load_state_dict_from_url  # torch's default here is still to run the file
+    torch.hub.load_state_dict_from_url = functools.partial(load_url, weights_only=True)
     return True
 
 

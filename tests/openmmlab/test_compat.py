@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator
-from importlib import metadata
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,6 @@ from mmpretrain.structures import DataSample
 from mmpretrain.utils import register_all_modules
 
 from prmim_adapters.openmmlab import compat
-
-
-def find_distribution(name: str) -> bool:
-    return any(metadata.distributions(name=name))
-
 
 needs_weights_only = pytest.mark.skipif(
     torch.__version__ < '2.6', reason='weights_only is not the default before torch 2.6'
@@ -109,16 +107,13 @@ def train(tmp_path: Path) -> Callable[..., Runner]:
 
 
 @needs_weights_only
-@pytest.mark.skipif(
-    find_distribution('onedl-mmengine'), reason='the fork loads any file without weights_only'
-)
 def test_upstream_cannot_read_its_own_checkpoint(
     bare_torch: None, train: Callable[..., Runner], tmp_path: Path
 ) -> None:
     """The day this fails, the allow-list can go."""
     train('stock', 2)
     with pytest.raises(pickle.UnpicklingError, match='Weights only load failed'):
-        CheckpointLoader.load_checkpoint(str(tmp_path / 'stock' / 'iter_2.pth'), 'cpu')
+        torch.load(tmp_path / 'stock' / 'iter_2.pth', 'cpu')
 
 
 def test_resume_continues_the_same_training(
@@ -148,6 +143,10 @@ def test_resume_continues_the_same_training(
         HistoryBuffer([1.0, 2.0], [1, 1]),
         np.arange(6, dtype=np.int32).reshape(2, 3),
         np.array([True, False]),
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.arange(3, dtype='>i4'),
+        np.zeros((0, 3)),
+        np.array(2 + 1j),
         np.float32(1.5),
         np.int64(7),
     ],
@@ -157,12 +156,23 @@ def test_what_a_run_may_hold_comes_back(bare_torch: None, tmp_path: Path, value:
     compat.allow_own_checkpoints()
     torch.save({'value': value}, tmp_path / 'x.pth')
     loaded = torch.load(tmp_path / 'x.pth', weights_only=True)['value']
-    assert type(loaded) is type(value)
+    assert isinstance(loaded, type(value))
     if isinstance(value, HistoryBuffer):
         assert loaded.mean() == 1.5 and loaded.statistics('max') == 2.0
-    else:
-        np.testing.assert_array_equal(loaded, value)
-        assert loaded.dtype == value.dtype
+        return
+    np.testing.assert_array_equal(loaded, value)
+    assert loaded.dtype == pickle.loads(pickle.dumps(value)).dtype  # numpy turns to native order
+    again = pickle.loads(pickle.dumps(loaded))  # the next checkpoint needs nothing of this package
+    assert type(again) is type(value)
+    np.testing.assert_array_equal(again, value)
+
+
+def test_random_states_come_back(bare_torch: None, tmp_path: Path) -> None:
+    compat.allow_own_checkpoints()
+    torch.save(np.random.get_state(), tmp_path / 'state.pth')
+    expected = np.random.rand(3)
+    np.random.set_state(torch.load(tmp_path / 'state.pth'))
+    np.testing.assert_array_equal(np.random.rand(3), expected)
 
 
 class Call:
@@ -208,3 +218,100 @@ def test_a_method_of_history_buffer_cannot_be_called(bare_torch: None, tmp_path:
     torch.save(Chain(), tmp_path / 'chain.pth')
     with pytest.raises(pickle.UnpicklingError, match='reduce for unrecognized function'):
         torch.load(tmp_path / 'chain.pth', weights_only=True)
+
+
+class Stated:
+    """Pickles as ``function(*args)`` with a state set."""
+
+    def __init__(self, function: Callable, args: tuple, state: Any) -> None:
+        self.function, self.args, self.state = function, args, state
+
+    def __reduce__(self) -> tuple:
+        return self.function, self.args, self.state
+
+
+F8, F8_ARGS = np.dtype('f8'), ('f8', False, True)
+NEW_ARRAY, NEW_NUMBER = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+BEYOND = {'a': (F8, 2**20)}
+
+
+@pytest.mark.parametrize(
+    'payload',
+    {
+        'fields beyond the item': Stated(
+            np.dtype, F8_ARGS, (3, '<', None, ('a',), BEYOND, -1, -1, 0)
+        ),
+        'a subarray': Stated(np.dtype, F8_ARGS, (3, '<', (F8, (2**20,)), None, None, -1, -1, 0)),
+        'an item size': Stated(np.dtype, F8_ARGS, (3, '<', None, None, None, 2**20, -1, 0)),
+        'flags of objects': Stated(np.dtype, F8_ARGS, (3, '<', None, None, None, -1, -1, 63)),
+        'metadata': Stated(np.dtype, F8_ARGS, (4, '<', None, None, None, -1, -1, 0, {'a': 1})),
+        'no state': Stated(np.dtype, F8_ARGS, (3,)),
+        'objects': Call(np.dtype, 'O'),
+        'text': Call(np.dtype, 'U8'),
+        'void': Call(np.dtype, 'V1048576'),
+        'structure': Call(np.dtype, [('a', 'f8')]),
+        'comma string': Call(np.dtype, 'f8,f8'),
+        'shape beyond the bytes': Stated(
+            NEW_ARRAY, (np.ndarray, (0,), b'b'), (1, (2**20,), F8, False, b'12345678')
+        ),
+        'negative shape': Stated(
+            NEW_ARRAY, (np.ndarray, (0,), b'b'), (1, (-1, -1), F8, False, b'12345678')
+        ),
+        'array of objects': Stated(
+            NEW_ARRAY, (np.ndarray, (0,), b'b'), (1, (1,), np.dtype('O'), False, [1])
+        ),
+        'array of another class': Call(NEW_ARRAY, HistoryBuffer, (0,), b'b'),
+        'array by itself': Call(np.ndarray, (2**40,)),
+        'number beyond the bytes': Call(NEW_NUMBER, F8, b'1234'),
+        'number of objects': Call(NEW_NUMBER, np.dtype('O'), 1),
+        'many bytes': Call(bytes, 2**40),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_numpy_is_handed_plain_numbers_only(
+    bare_torch: None, tmp_path: Path, payload: tuple[str, Any]
+) -> None:
+    """Each of these makes numpy read or reserve memory that the file does not hold."""
+    compat.allow_own_checkpoints()
+    torch.save({'message_hub': payload[1]}, tmp_path / 'evil.pth')
+    with pytest.raises((pickle.UnpicklingError, TypeError)):
+        torch.load(tmp_path / 'evil.pth')
+
+
+def test_a_url_is_data_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmengine loads URLs without weights_only; after ``compat.apply`` it does not."""
+    compat.apply()
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    (tmp_path / 'served').mkdir()
+    marker = tmp_path / 'ran'
+    torch.save({'state_dict': {}}, tmp_path / 'served/good.pth')
+    torch.save({'a': Call(os.mkdir, str(marker))}, tmp_path / 'served/evil.pth')
+    with serve(tmp_path / 'served') as address:
+        assert CheckpointLoader.load_checkpoint(f'{address}/good.pth') == {'state_dict': {}}
+        with pytest.raises(pickle.UnpicklingError, match='Weights only'):
+            CheckpointLoader.load_checkpoint(f'{address}/evil.pth')
+    assert not marker.exists()
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """The address of a web server for a folder."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def test_resume_does_not_execute_a_config_in_the_file(
+    train: Callable[..., Runner], tmp_path: Path
+) -> None:
+    """``Runner.resume`` hands ``meta.config`` to ``Config.fromstring``, which executes it."""
+    compat.apply()
+    train('honest', 2)
+    marker = tmp_path / 'ran'
+    content = torch.load(tmp_path / 'honest/iter_2.pth')
+    content['meta']['config'] = f'import os\nos.mkdir({str(marker)!r})\n'
+    torch.save(content, tmp_path / 'evil.pth')
+    assert train('resumed', 2, resume_from=str(tmp_path / 'evil.pth')).iter == 2
+    assert not marker.exists()
