@@ -16,7 +16,8 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all commands."""
-        return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+        names = sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+        return [name for name in names if not name.startswith('_')]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The click command of that name, or None."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from ._output import check_output
+
 
 @click.command('bench')
 @click.argument('config')
@@ -60,6 +62,8 @@ def bench(
     from ..accounting.throughput import Timing
     from ..accounting.variants import load_config
 
+    if out:
+        check_output(out, [config])
     timing = Timing(steps, warmup, precision, compiled, attention)
     settings = measuring.Settings(batch_size, device, timing, threads, processes, memory)
     try:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from ._output import check_output
+
 
 @click.command('cost')
 @click.argument('config')
@@ -31,6 +33,8 @@ def cost(
     from ..accounting.report import compare, plot
     from ..accounting.variants import build_variants, load_config
 
+    if picture:
+        check_output(picture, [config])
     try:
         settings = load_config(config)
         variants = build_variants(settings, ratios)

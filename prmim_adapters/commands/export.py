@@ -7,6 +7,8 @@ import json
 
 import click
 
+from ._output import check_output
+
 
 @click.command('export')
 @click.argument('checkpoint', type=click.Path(exists=True, dir_okay=False))
@@ -15,8 +17,11 @@ import click
 @click.option(
     '--encoder', default='backbone', show_default=True, help='Dotted name of the encoder.'
 )
+@click.option('--force', is_flag=True, help='Replace OUT if it exists; never CHECKPOINT.')
 @click.option('--json', 'as_json', is_flag=True, help='Print what was written as JSON.')
-def export(checkpoint: str, out: str, config: str | None, encoder: str, as_json: bool) -> None:
+def export(
+    checkpoint: str, out: str, config: str | None, encoder: str, force: bool, as_json: bool
+) -> None:
     """Write what others need of CHECKPOINT to OUT.
 
     OUT.safetensors: the encoder under timm's names. The features of both models are compared
@@ -26,21 +31,23 @@ def export(checkpoint: str, out: str, config: str | None, encoder: str, as_json:
     """
     from ..export import export_encoder, export_weights
 
-    if out.endswith('.pth'):
-        tensors = export_weights(checkpoint, out)
-        click.echo(json.dumps({'tensors': tensors}) if as_json else f'{out}: {tensors} tensors')
-        return
-    if not out.endswith('.safetensors'):
+    if not out.endswith(('.pth', '.safetensors')):
         raise click.UsageError(f'OUT is {out!r}: give a .safetensors (timm) or .pth (mmpretrain)')
+    check_output(out, [checkpoint, *([config] if config else [])], force)
     try:
-        report = export_encoder(checkpoint, out, config, encoder)
+        if out.endswith('.pth'):
+            report = dict(tensors=export_weights(checkpoint, out))
+        else:
+            report = export_encoder(checkpoint, out, config, encoder)
     except (KeyError, OSError, RuntimeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(json.dumps(report))
-        return
-    click.echo(
-        f'{out}: timm {report["timm"]}, {report["tensors"]} tensors, '
-        f'{report["parameters"] / 1e6:.2f} M parameters; features differ by at most '
-        f'{report["difference"]:.1e} of the largest'
-    )
+    elif out.endswith('.pth'):
+        click.echo(f'{out}: {report["tensors"]} tensors')
+    else:
+        click.echo(
+            f'{out}: timm {report["timm"]}, {report["tensors"]} tensors, '
+            f'{report["parameters"] / 1e6:.2f} M parameters; features differ by at most '
+            f'{report["difference"]:.1e} of the largest'
+        )

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import click
+
+from ._output import check_output
 
 
 @click.command('show')
@@ -42,13 +45,14 @@ def show(
 
     if Path(out).suffix.lower() not in Image.registered_extensions():
         raise click.UsageError(f'--out is {out!r}: give a picture, as reconstruction.png')
+    check_output(out, [config, checkpoint, *images])
     try:
         settings = load_config(config)
         if throw_ratio is not None:
             settings.model.throw_ratio = throw_ratio
         model = load_model(settings, checkpoint)
         observation = observe(model, load_images(settings, images, seed), seed)
-    except (KeyError, OSError, TypeError, ValueError) as error:
+    except (KeyError, OSError, TypeError, UnpicklingError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     panels(observation, side).save(out)

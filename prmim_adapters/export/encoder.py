@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..accounting.variants import load_config
+from ..openmmlab.checkpoints import one_line, read_checkpoint, weights_of
 from .converter import Converter
 from .settings import checked_encoder, read_literal
 
@@ -37,27 +41,29 @@ def export_encoder(
         model, what was written, and the largest relative difference of features on noise images.
 
     Raises:
-        ValueError: the checkpoint has no such encoder or no config, no converter knows the
-            encoder's class, or the features differ; nothing is written then.
+        ValueError: the checkpoint is damaged, has no such encoder or no config, no converter
+            knows the encoder's class, or the features differ; nothing is written then.
     """
     from safetensors.torch import save_file
 
-    content = _load(checkpoint)
+    content = read_checkpoint(checkpoint)
+    weights = _encoder_weights(content, checkpoint, encoder)
     if config is not None:
-        settings = encoder_settings(load_config(config).model.to_dict(), encoder)
+        backbone = build_encoder(encoder_settings(load_config(config).model.to_dict(), encoder))
     else:
         settings = checked_encoder(encoder_settings(_own_config(content, checkpoint), encoder))
-    backbone = build_encoder(settings)
-    prefix = f'{encoder}.'
-    weights = content.get('state_dict', content)
-    weights = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
-    if not weights:
-        raise ValueError(f'{checkpoint} has no weights under {encoder!r}; name the encoder in it')
-    backbone.load_state_dict(weights)
+        backbone = _build_in_bounds(settings, weights, checkpoint)
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f'{checkpoint}: the weights under {encoder!r} are not those of its config: '
+            f'{one_line(error)}'
+        ) from error
     model, converted, difference = to_timm(backbone)
     metadata = dict(format='pt', timm_class=type(model).__qualname__, source=str(checkpoint))
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in converted.items()}, str(out), metadata)
+    tensors = {k: v.contiguous() for k, v in converted.items()}
+    _write(out, lambda path: save_file(tensors, path, metadata))
     return dict(
         timm=type(model).__qualname__,
         tensors=len(converted),
@@ -79,20 +85,37 @@ def export_weights(checkpoint: str | Path, out: str | Path) -> int:
     Returns:
         Number of tensors written.
     """
-    content = _load(checkpoint)
-    meta = {k: v for k, v in content.get('meta', {}).items() if isinstance(v, (str, int, float))}
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(meta=meta, state_dict=content['state_dict']), out)
-    return len(content['state_dict'])
+    content = read_checkpoint(checkpoint)
+    weights = weights_of(content, checkpoint)
+    meta = {k: v for k, v in _meta(content).items() if isinstance(v, (str, int, float))}
+    _write(out, lambda path: torch.save(dict(meta=meta, state_dict=weights), path))
+    return len(weights)
 
 
-def _load(checkpoint: str | Path) -> dict[str, Any]:
-    from mmengine.runner import CheckpointLoader
+def _meta(content: Any) -> dict[Any, Any]:
+    meta = content.get('meta') if isinstance(content, dict) else None
+    return meta if isinstance(meta, dict) else {}
 
-    from ..openmmlab import compat
 
-    compat.apply()
-    return CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
+def _encoder_weights(content: Any, checkpoint: str | Path, encoder: str) -> dict[str, Tensor]:
+    prefix = f'{encoder}.'
+    weights = weights_of(content, checkpoint)
+    weights = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+    if not weights:
+        raise ValueError(f'{checkpoint} has no weights under {encoder!r}; name the encoder in it')
+    return weights
+
+
+def _write(out: str | Path, save: Callable[[str], object]) -> None:
+    """Write beside the target, then rename: what was there stays until the new file is whole."""
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f'.{out.name}.{os.getpid()}')
+    try:
+        save(str(partial))
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def to_timm(backbone: Any) -> tuple[nn.Module, dict[str, Tensor], float]:
@@ -178,6 +201,43 @@ def build_encoder(settings: dict[str, Any]) -> nn.Module:
     return MODELS.build({k: v for k, v in settings.items() if k != 'init_cfg'})
 
 
+def _build_in_bounds(
+    settings: dict[str, Any], weights: dict[str, Tensor], checkpoint: str | Path
+) -> nn.Module:
+    """Build what a stranger's config describes, with not much more memory than its weights take.
+
+    Raises:
+        ValueError: it does not build, or grows beyond that.
+    """
+    try:
+        with _Bounded(16 * sum(v.nbytes for v in weights.values()) + 2**28):
+            return build_encoder(settings)
+    except Exception as error:  # of whatever class's constructor the settings name
+        raise ValueError(
+            f'{checkpoint}: the encoder that its config describes does not build: '
+            f'{type(error).__name__}: {one_line(error)}'
+        ) from error
+
+
+class _Bounded(TorchDispatchMode):
+    """Stops building once its operators have returned more than ``limit`` bytes.
+
+    Large tensors are not touched, and so take no memory, before the operator after the one that
+    makes them.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.left = limit
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.left -= 2**10 + (result.nbytes if isinstance(result, Tensor) else 0)
+        if self.left < 0:
+            raise ValueError('it is far larger than the weights in the file')
+        return result
+
+
 @torch.no_grad()
 def _difference(converter: Converter, backbone: Any, model: Any) -> float:
     height, width = _image_size(backbone)
@@ -199,7 +259,7 @@ def _image_size(backbone: Any) -> tuple[int, int]:
 
 
 def _own_config(content: dict[str, Any], checkpoint: str | Path) -> Any:
-    text = content.get('meta', {}).get('cfg')
+    text = _meta(content).get('cfg')
     if not isinstance(text, str):
         raise ValueError(f'{checkpoint} holds no config; give the training config with --config')
     return read_literal(text, 'model')

@@ -28,7 +28,7 @@ _CHOICES = frozenset({
 #: Keys that play no part in building: how weights start, and where a registry looks for names.
 _LEFT_OUT = ('init_cfg', '_scope_')
 #: Longest config text and largest size that are taken for an honest one.
-_MAX_TEXT, _MAX_SIZE = 2**20, 2**14
+_MAX_TEXT, _MAX_SIZE, _MAX_IMAGE = 2**20, 2**14, 2**10
 
 
 def read_literal(text: str, name: str) -> Any:
@@ -118,7 +118,8 @@ def _is_known(value: Any, where: str) -> bool:
         # Names of sizes are looked up in a table of the encoder's class.
         is_arch = where == 'encoder.arch' and re.fullmatch(r'[a-z0-9-]+', value) is not None
         return is_arch or value in _LAYERS or value in _CHOICES
-    return value is None or (isinstance(value, (int, float)) and abs(value) <= _MAX_SIZE)
+    largest = _MAX_IMAGE if where == 'encoder.img_size' else _MAX_SIZE
+    return value is None or (isinstance(value, (int, float)) and abs(value) <= largest)
 
 
 def _key(key: Any, where: str) -> str:

@@ -77,6 +77,12 @@ def reason(error: BaseException) -> str:
     return short if refused and short else f'{kind}: {short}' if short else kind
 
 
+def one_line(error: BaseException, length: int = 400) -> str:
+    """The text of an error in one line, cut where it lists every key of a model."""
+    text = ' '.join(str(error).split())
+    return text if len(text) <= length else f'{text[:length]} ...'
+
+
 def _check_size(path: Path) -> None:
     """torch writes its archives without compression, so no entry is larger than the file."""
     size = path.stat().st_size

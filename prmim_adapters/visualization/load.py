@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import nn
 
 from ..accounting.batch import seeded
 from ..adapters import partial_of
+from ..openmmlab.checkpoints import one_line, weights_of
 
 #: Augmentations that a picture does without.
 _DROPPED = ('RandomFlip', 'ColorJitter', 'RandomGrayscale', 'GaussianBlur', 'Solarize')
@@ -36,8 +36,9 @@ def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
         checkpoint: file or URL that mmengine's loader takes; None keeps the initial weights.
 
     Raises:
-        ValueError: the model has no partial reconstruction attached, or the checkpoint lacks
-            weights of it or has others.
+        ValueError: the model has no partial reconstruction attached, or the checkpoint is
+            damaged, has weights that are not finite, lacks weights of it, or has others.
+        UnpicklingError: a URL leads to something else than data.
     """
     init_default_scope(config.get('default_scope', 'mmpretrain'))
     settings = dict(config.model)
@@ -48,15 +49,15 @@ def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
     if checkpoint is None:
         model.init_weights()
         return model
+    weights = weights_of(CheckpointLoader.load_checkpoint(checkpoint, 'cpu'), checkpoint)
+    if not partial.aggregators:  # of throw ratio 0, whose checkpoints may be of another ratio
+        weights = {k: v for k, v in weights.items() if '.partial.aggregators.' not in k}
     try:
-        loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-        weights = loaded.get('state_dict', loaded)
-        if not partial.aggregators:  # of throw ratio 0, whose checkpoints may be of another ratio
-            weights = {k: v for k, v in weights.items() if '.partial.aggregators.' not in k}
         model.load_state_dict(weights)
-    except (AttributeError, EOFError, RuntimeError, UnpicklingError) as error:
-        message = f'{checkpoint} is not a checkpoint of {config.filename}: {error}'
-        raise ValueError(message) from error
+    except RuntimeError as error:
+        raise ValueError(
+            f'{checkpoint} is not a checkpoint of {config.filename}: {one_line(error)}'
+        ) from error
     return model
 
 
@@ -124,8 +125,19 @@ def _middle(results: dict[str, Any], size: int | Sequence[int]) -> dict[str, Any
 
 
 def _sample(path: str | Path) -> dict[str, Any]:
-    """What LoadImageFromFile gives; grey and palette images become BGR as well."""
-    pixels = np.asarray(Image.open(path).convert('RGB'))[..., ::-1].copy()
+    """What LoadImageFromFile gives; grey and palette images become BGR as well.
+
+    Raises:
+        ValueError: the file is no image, is damaged, or has more pixels than Pillow thinks safe.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert('RGB'))[..., ::-1].copy()
+    # Pillow's decoders also raise SyntaxError, struct.error, DecompressionBombError, ...
+    except Exception as error:
+        raise ValueError(
+            f'{path} cannot be read as an image: {type(error).__name__}: {one_line(error)}'
+        ) from error
     return dict(
         img=pixels,
         img_path=str(path),

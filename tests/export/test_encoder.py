@@ -129,9 +129,53 @@ def test_command(checkpoint: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(export, [str(checkpoint), str(out)])
     assert result.exit_code == 0, result.output
     assert 'timm VisionTransformer, 150 tensors, 5.52 M parameters' in result.output
-    wrong = CliRunner().invoke(export, [str(checkpoint), str(out), '--encoder', 'teacher'])
+    other = str(tmp_path / 'teacher.safetensors')
+    wrong = CliRunner().invoke(export, [str(checkpoint), other, '--encoder', 'teacher'])
     assert wrong.exit_code == 1
-    assert "no 'teacher' in its model, only ['backbone']" in wrong.output
+    assert "no weights under 'teacher'" in wrong.output
+    wrong = CliRunner().invoke(export, [str(checkpoint), other, '--encoder', 'neck'])
+    assert "no 'neck' in its model, only ['backbone']" in wrong.output
+
+
+@pytest.mark.parametrize('ending', ['.pth', '.safetensors'])
+def test_nothing_is_replaced_unasked(checkpoint: Path, tmp_path: Path, ending: str) -> None:
+    out = tmp_path / f'out{ending}'
+    out.write_text('mine')
+    kept = CliRunner().invoke(export, [str(checkpoint), str(out)])
+    assert kept.exit_code == 2 and '--force to replace it' in kept.output
+    assert out.read_text() == 'mine'
+    damaged = tmp_path / 'damaged.pth'
+    damaged.write_bytes(checkpoint.read_bytes()[:-100])
+    failed = CliRunner().invoke(export, [str(damaged), str(out), '--force'])
+    assert failed.exit_code == 1 and out.read_text() == 'mine'
+    assert {path.name for path in tmp_path.iterdir()} == {'epoch_1.pth', 'damaged.pth', out.name}
+    replaced = CliRunner().invoke(export, [str(checkpoint), str(out), '--force'])
+    assert replaced.exit_code == 0 and out.stat().st_size > 2**20
+
+
+@pytest.mark.parametrize('link', ['same', 'symbolic', 'hard', 'other spelling'])
+def test_the_checkpoint_is_never_replaced(checkpoint: Path, tmp_path: Path, link: str) -> None:
+    before, out = checkpoint.read_bytes(), tmp_path / 'link.pth'
+    if link == 'symbolic':
+        out.symlink_to(checkpoint)
+    elif link == 'hard':
+        out.hardlink_to(checkpoint)
+    else:
+        (tmp_path / 'folder').mkdir()
+        out = checkpoint if link == 'same' else tmp_path / 'folder' / '..' / checkpoint.name
+    result = CliRunner().invoke(export, [str(checkpoint), str(out), '--force'])
+    assert result.exit_code == 2 and 'which is read' in result.output
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_config_far_larger_than_the_weights_is_not_built(tmp_path: Path) -> None:
+    """Every size is one that an encoder may have; together they would take 60 GB."""
+    arch = dict(embed_dims=8192, num_layers=100, num_heads=8, feedforward_channels=8192)
+    text = f"model = dict(backbone=dict(type='MAEViT', arch={arch!r}, img_size=64))"
+    weights = {'backbone.cls_token': torch.zeros(1, 1, 48)}
+    torch.save(dict(state_dict=weights, meta=dict(cfg=text)), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match='far larger than the weights in the file'):
+        export_encoder(tmp_path / 'a.pth', tmp_path / 'out.safetensors')
 
 
 def test_bare_weights_need_no_allow_list(tmp_path: Path) -> None:

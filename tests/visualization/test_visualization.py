@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,10 +138,10 @@ def test_a_checkpoint_of_another_model_is_refused(
 ) -> None:
     path = tmp_path / 'other.pth'
     torch.save({'state_dict': {'backbone.cls_token': torch.zeros(1, 1, 192)}}, path)
-    with pytest.raises(ValueError, match=r'is not a checkpoint of (?s:.*)Missing key'):
+    with pytest.raises(ValueError, match=r'is not a checkpoint of .*Missing key'):
         load_model(config(), str(path))
     path.write_bytes(b'not a checkpoint')
-    with pytest.raises(ValueError, match='is not a checkpoint of'):
+    with pytest.raises(ValueError, match='cannot be read as a checkpoint'):
         load_model(config(), str(path))
 
 
@@ -210,6 +212,51 @@ def test_command(config: Callable[..., Config], images: list[str], tmp_path: Pat
     result = CliRunner().invoke(show, arguments)
     assert result.exit_code == 0, result.output
     assert Image.open(out).size == (4 * 102 + 6, 2 * 102 + 6 + 22)
+
+
+def test_weights_that_diverged_are_not_drawn(config: Callable[..., Config], tmp_path: Path) -> None:
+    weights = load_model(config()).state_dict()
+    weights['neck.mask_token'][0, 0, 3] = float('nan')
+    torch.save({'state_dict': weights}, tmp_path / 'nan.pth')
+    with pytest.raises(ValueError, match=r'nan.pth: neck.mask_token is not finite'):
+        load_model(config(), str(tmp_path / 'nan.pth'))
+
+
+def test_a_picture_does_not_replace_what_it_is_of(images: list[str]) -> None:
+    before = Path(images[0]).read_bytes()
+    result = CliRunner().invoke(show, [str(DEMO), 'epoch.pth', *images, '--out', images[0]])
+    assert result.exit_code == 2 and 'which is read' in result.output
+    assert Path(images[0]).read_bytes() == before
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that says this size and has no pixels."""
+    chunks = {b'IHDR': struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0), b'IDAT': b''}
+    parts = [
+        struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+        for name, data in chunks.items()
+    ]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
+
+
+@pytest.mark.parametrize(
+    ('content', 'what'),
+    [
+        (b'', 'UnidentifiedImageError'),
+        (b'text', 'UnidentifiedImageError'),
+        (png(20_000, 20_000), 'DecompressionBombError'),
+        (png(64, 64), ''),
+        (b'GIF89a' + bytes(40), ''),
+    ],
+    ids=['empty', 'text', '20,000 px', 'no pixels', 'gif'],
+)
+def test_a_damaged_image_is_named(
+    config: Callable[..., Config], tmp_path: Path, content: bytes, what: str
+) -> None:
+    path = tmp_path / 'damaged.png'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f'damaged.png cannot be read as an image: {what}'):
+        load_images(config(), [path])
 
 
 @pytest.fixture
