@@ -22,7 +22,7 @@ from mmpretrain.models.utils import SparseHelper
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..packed.convolution import packed_depthwise, packed_layer_norm, packed_strided_conv
+from ..packed.convolution import packed_convnext, packed_layer_norm, packed_strided_conv
 from ..packed.units import Units, active_units
 from .grn import SparseGRN, packed_grn
 
@@ -44,19 +44,17 @@ def packed_convnext_block(
         Tensor: (B, N, C).
     """
 
-    def inner(tokens: Tensor) -> Tensor:
-        conv = block.depthwise_conv
-        x = packed_depthwise(tokens, conv.weight, conv.bias, units)
-        x = packed_layer_norm(block.norm, x)
+    def mlp(x: Tensor) -> Tensor:
         x = block.act(block.pointwise_conv1(x))
         if block.grn is not None:
             # What the dense computation holds at inactive positions: LayerNorm leaves zeros there.
             inactive = block.act(block.pointwise_conv1.bias)
             x = packed_grn(block.grn, x, scope, inactive, units.num_absent(tokens))
         x = block.pointwise_conv2(x)
-        if block.gamma is not None:
-            x = x * block.gamma
-        return tokens + block.drop_path(x)
+        return block.drop_path(x if block.gamma is None else x * block.gamma)
+
+    def inner(tokens: Tensor) -> Tensor:
+        return packed_convnext(tokens, units, block.depthwise_conv, block.norm, mlp)
 
     if block.with_cp and tokens.requires_grad:
         return cp.checkpoint(inner, tokens, use_reentrant=False)

@@ -8,6 +8,7 @@ upsampling by two take each unit as one small map with a border of one position.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .units import Units
+
+Function = Callable[[Tensor], Tensor]
 
 
 class _PackedDepthwise(torch.autograd.Function):
@@ -52,7 +55,7 @@ def _depthwise(tokens: Tensor, weight: Tensor, bias: Tensor, units: Units) -> Te
     return units.gather(F.conv2d(dense, weight, bias, padding=half, groups=tokens.shape[-1]))
 
 
-def packed_depthwise(tokens: Tensor, weight: Tensor, bias: Tensor, units: Units) -> Tensor:
+def packed_depthwise(tokens: Tensor, weight: Tensor, bias: Tensor | None, units: Units) -> Tensor:
     """Depthwise convolution at the token positions; positions without a token count as zero.
 
     Args:
@@ -64,6 +67,7 @@ def packed_depthwise(tokens: Tensor, weight: Tensor, bias: Tensor, units: Units)
     Returns:
         (B, N, C).
     """
+    assert bias is not None, 'the depthwise convolutions of ConvNeXt have a bias'
     device = tokens.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -112,6 +116,14 @@ def packed_strided_conv(
 def packed_layer_norm(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
     """``norm`` over channels; mmpretrain's LayerNorm for maps refuses token tensors."""
     return F.layer_norm(tokens, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def packed_convnext(
+    tokens: Tensor, units: Units, depthwise: nn.Conv2d, norm: nn.LayerNorm, mlp: Function
+) -> Tensor:
+    """A ConvNeXt block on tokens (B, N, C); ``mlp``: (B, N, C) -> (B, N, C), all after the norm."""
+    x = packed_depthwise(tokens, depthwise.weight, depthwise.bias, units)
+    return tokens + mlp(packed_layer_norm(norm, x))
 
 
 def conv3x3(conv: nn.Conv2d, maps: Tensor, units: Units) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -156,6 +156,18 @@ class WindowAttention(NamedTuple):
     bias_index: Tensor
     qkv_bias: Tensor | None
     dropout: float
+
+    @classmethod
+    def of(cls, module: Any) -> WindowAttention:
+        """Of a module whose parts are named as in the original Swin, as mmpretrain's are."""
+        return cls(
+            num_heads=module.num_heads,
+            scale=module.scale,
+            bias_table=module.relative_position_bias_table,
+            bias_index=module.relative_position_index,
+            qkv_bias=module.qkv.bias,
+            dropout=module.attn_drop.p if module.training else 0.0,
+        )
 
 
 def attend(attention: WindowAttention, qkv: Tensor, windows: Windows) -> Tensor:

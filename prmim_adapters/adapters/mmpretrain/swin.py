@@ -73,14 +73,7 @@ def _describe(block: Any, size: Grid) -> SwinBlock:
 
     return SwinBlock(
         qkv=lambda x: msa.qkv(block.norm1(x)),
-        attention=WindowAttention(
-            num_heads=msa.num_heads,
-            scale=msa.scale,
-            bias_table=msa.relative_position_bias_table,
-            bias_index=msa.relative_position_index,
-            qkv_bias=msa.qkv.bias,
-            dropout=msa.attn_drop.p if msa.training else 0.0,
-        ),
+        attention=WindowAttention.of(msa),
         update=update,
         window=attention.window_size,
         shift=_effective_shift(attention, size),

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ...core import PartialReconstruction, scatter_tokens
 from ...core.partition import Grid
-from ...packed.convolution import packed_depthwise, packed_layer_norm, packed_pointwise
+from ...packed.convolution import packed_convnext, packed_pointwise
 from ...packed.units import Units
 from ..base import Adapter
 from ..dense import fixed_positions
@@ -76,10 +76,13 @@ def _same_magnitude(rows: Tensor, num_kept: int) -> Tensor:
 
 def _block(block: Any, tokens: Tensor, units: Units) -> Tensor:
     """A dense ConvNeXt V2 block on tokens (B, N, C)."""
-    x = packed_depthwise(tokens, block.dwconv.weight, block.dwconv.bias, units)
-    x = block.act(block.pwconv1(packed_layer_norm(block.norm, x)))
-    x = block.grn(x[:, None])[:, 0]  # upstream's norm runs over rows and columns: one row of tokens
-    return tokens + block.drop_path(block.pwconv2(x))
+
+    def mlp(x: Tensor) -> Tensor:
+        x = block.act(block.pwconv1(x))
+        x = block.grn(x[:, None])[:, 0]  # upstream's norm runs over rows and columns: one row
+        return block.drop_path(block.pwconv2(x))
+
+    return packed_convnext(tokens, units, block.dwconv, block.norm, mlp)
 
 
 CLASSES = UpstreamClasses(__name__, {'models.fcmae.FCMAE': FCMAESeam})

@@ -60,14 +60,7 @@ def _describe(block: Any, recompute: bool) -> SwinBlock:
 
     return SwinBlock(
         qkv=lambda x: attention.qkv(block.norm1(x)),
-        attention=WindowAttention(
-            num_heads=attention.num_heads,
-            scale=attention.scale,
-            bias_table=attention.relative_position_bias_table,
-            bias_index=attention.relative_position_index,
-            qkv_bias=attention.qkv.bias,
-            dropout=attention.attn_drop.p if attention.training else 0.0,
-        ),
+        attention=WindowAttention.of(attention),
         update=update,
         window=block.window_size,
         shift=block.shift_size,
