@@ -18,9 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .options import check_choice, check_flag, check_whole
 from .partition import Grid, TokenPartition, gather_tokens, scatter_tokens, table_rows
 
 SOURCES = ('present', 'kept')
+#: In tokens; farther than any grid in use is wide.
+_LARGEST_RADIUS = 64
 
 
 class CrossAttention(nn.Module):
@@ -37,7 +40,7 @@ class CrossAttention(nn.Module):
             absolute position (relative position bias), superfluous elsewhere.
 
     Raises:
-        ValueError: an option is out of range, naming it.
+        TypeError, ValueError: an option is no such value or out of range, naming it.
     """
 
     def __init__(
@@ -51,14 +54,14 @@ class CrossAttention(nn.Module):
         key_positions: bool = False,
     ) -> None:
         super().__init__()
-        inner = max(width // 4, 1) if inner is None else inner
-        heads = max(inner // 32, 1) if heads is None else heads
-        if inner < 1 or heads < 1 or inner % heads:
-            raise ValueError(
-                f'cross_attention: inner={inner} must be a positive multiple of heads={heads}'
-            )
-        self.grid, self.heads, self.sources = grid, heads, _checked_sources(sources)
-        self.neighbours = None if neighbours is None else _checked_neighbours(neighbours)
+        inner = max(width // 4, 1) if inner is None else check_whole('inner', inner, 1, 2**16)
+        heads = max(inner // 32, 1) if heads is None else check_whole('heads', heads, 1)
+        if inner % heads:
+            raise ValueError(f'inner={inner} must be a multiple of heads={heads}')
+        self.grid, self.heads = grid, heads
+        self.sources = check_choice('sources', sources, SOURCES)
+        self.neighbours = None if neighbours is None else check_whole('neighbours', neighbours, 1)
+        check_flag('key_positions', key_positions)
         self.query = nn.Linear(width, inner)
         self.key_value = nn.Linear(width, 2 * inner)
         self.key_position = nn.Linear(width, inner, bias=False) if key_positions else None
@@ -107,6 +110,9 @@ class Nearest(nn.Module):
         neighbours: sources per thrown token.
         radius: largest offset in tokens, per axis, with a weight of its own.
         sources: 'present' or 'kept', as in :class:`CrossAttention`.
+
+    Raises:
+        TypeError, ValueError: an option is no such value or out of range, naming it.
     """
 
     def __init__(
@@ -118,10 +124,9 @@ class Nearest(nn.Module):
         sources: str = 'present',
     ) -> None:
         super().__init__()
-        if radius < 1:
-            raise ValueError(f'nearest: radius={radius} must be at least 1')
-        self.grid, self.radius, self.sources = grid, radius, _checked_sources(sources)
-        self.neighbours = _checked_neighbours(neighbours)
+        self.grid, self.sources = grid, check_choice('sources', sources, SOURCES)
+        self.radius = radius = check_whole('radius', radius, 1, _LARGEST_RADIUS)
+        self.neighbours = check_whole('neighbours', neighbours, 1)
         self.weight = nn.Parameter(torch.ones((2 * radius + 1) ** 2, width))
         self.offset = nn.Parameter(torch.zeros((2 * radius + 1) ** 2, width))
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -154,14 +159,17 @@ class Distance(nn.Module):
         grid: (H, W) in tokens.
         neighbours: sources per thrown token.
         sources: 'present' or 'kept', as in :class:`CrossAttention`.
+
+    Raises:
+        TypeError, ValueError: an option is no such value or out of range, naming it.
     """
 
     def __init__(
         self, width: int, grid: Grid, neighbours: int = 6, sources: str = 'present'
     ) -> None:
         super().__init__()
-        self.grid, self.sources = grid, _checked_sources(sources)
-        self.neighbours = _checked_neighbours(neighbours)
+        self.grid, self.sources = grid, check_choice('sources', sources, SOURCES)
+        self.neighbours = check_whole('neighbours', neighbours, 1)
 
     def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
         """See the module docstring for shapes; ``queries`` are not used."""
@@ -185,13 +193,17 @@ class Convolution(nn.Module):
         grid: (H, W) in tokens.
         kernel: side of the kernel in tokens, odd.
         sources: 'present' or 'kept', as in :class:`CrossAttention`.
+
+    Raises:
+        TypeError, ValueError: an option is no such value or out of range, naming it.
     """
 
     def __init__(self, width: int, grid: Grid, kernel: int = 5, sources: str = 'present') -> None:
         super().__init__()
-        if kernel < 3 or kernel % 2 == 0:
-            raise ValueError(f'convolution: kernel={kernel} must be odd and at least 3')
-        self.grid, self.sources = grid, _checked_sources(sources)
+        kernel = check_whole('kernel', kernel, 3, 2 * _LARGEST_RADIUS + 1)
+        if kernel % 2 == 0:
+            raise ValueError(f'kernel={kernel} must be odd')
+        self.grid, self.sources = grid, check_choice('sources', sources, SOURCES)
         self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
@@ -230,15 +242,3 @@ def _select(sources: str, features: Tensor, partition: TokenPartition) -> tuple[
     if sources == 'kept':
         return features[:, partition.visible.shape[1] :], partition.kept
     return features, partition.present
-
-
-def _checked_sources(sources: str) -> str:
-    if sources not in SOURCES:
-        raise ValueError(f'sources={sources!r}: allowed are {", ".join(map(repr, SOURCES))}')
-    return sources
-
-
-def _checked_neighbours(neighbours: int) -> int:
-    if neighbours < 1:
-        raise ValueError(f'neighbours={neighbours} must be at least 1')
-    return neighbours

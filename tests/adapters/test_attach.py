@@ -63,7 +63,7 @@ def mae(**changes) -> nn.Module:
         (
             dict(aggregator=dict(type='cross_attention', heads=3)),
             ValueError,
-            r'inner=4 must be a positive multiple of heads=3',
+            'inner=4 must be a multiple of heads=3',
         ),
         (
             dict(sampler=dict(type='farthest', seed=1)),

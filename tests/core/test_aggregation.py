@@ -145,15 +145,26 @@ def test_any_float_type(inputs, cls, dtype):
 
 
 @pytest.mark.parametrize(
-    ('cls', 'options', 'message'),
+    ('cls', 'options', 'error', 'message'),
     [
-        (CrossAttention, dict(inner=6, heads=4), 'inner=6 must be a positive multiple of heads=4'),
-        (CrossAttention, dict(sources='visible'), "sources='visible': allowed are 'present'"),
-        (Nearest, dict(neighbours=0), 'neighbours=0 must be at least 1'),
-        (Nearest, dict(radius=0), 'radius=0 must be at least 1'),
-        (Convolution, dict(kernel=4), 'kernel=4 must be odd'),
+        (CrossAttention, dict(inner=6, heads=4), ValueError, 'inner=6 must be a multiple of heads'),
+        (CrossAttention, dict(inner=0), ValueError, 'inner=0 must be at least 1'),
+        (CrossAttention, dict(inner=10**9), ValueError, 'inner=1000000000 must be at most 65536'),
+        (CrossAttention, dict(heads=True), TypeError, r'heads=True \(bool\): expected a whole'),
+        (CrossAttention, dict(sources='visible'), ValueError, "sources='visible': allowed are 'pr"),
+        (CrossAttention, dict(sources=None), TypeError, 'sources=None'),
+        (CrossAttention, dict(neighbours=2.0), TypeError, r'neighbours=2.0 \(float\): expected'),
+        (CrossAttention, dict(key_positions='no'), TypeError, "key_positions='no'"),
+        (Nearest, dict(neighbours=0), ValueError, 'neighbours=0 must be at least 1'),
+        (Nearest, dict(neighbours=True), TypeError, 'neighbours=True'),
+        (Nearest, dict(radius=0), ValueError, 'radius=0 must be at least 1'),
+        (Nearest, dict(radius=10**6), ValueError, 'radius=1000000 must be at most 64'),
+        (Distance, dict(neighbours=None), TypeError, 'neighbours=None'),
+        (Convolution, dict(kernel=4), ValueError, 'kernel=4 must be odd'),
+        (Convolution, dict(kernel='present'), TypeError, "kernel='present'"),
+        (Convolution, dict(kernel=1), ValueError, 'kernel=1 must be at least 3'),
     ],
 )
-def test_options_out_of_range(cls, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_options_out_of_range(cls, options, error, message):
+    with pytest.raises(error, match=message):
         cls(width=WIDTH, grid=GRID, **options)
