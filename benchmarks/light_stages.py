@@ -73,7 +73,7 @@ def stages(images: int, side: int, width: int, device: torch.device, repeats: in
         pipeline = PartialReconstruction(
             THROW_RATIO, (side, side), SAMPLERS.get('farthest'), [aggregator]
         )
-        partition = pipeline.split(mask, masked)
+        partition = pipeline(mask, masked, loss_reads=False)
         features = torch.randn(images, side * side - partition.thrown.shape[1], width)
         features = features.to(device).requires_grad_()
         queries = torch.randn(side * side, width, device=device, requires_grad=True)
@@ -85,7 +85,9 @@ def stages(images: int, side: int, width: int, device: torch.device, repeats: in
             pipeline.reconstruct(partition, features, queries).sum().backward()
 
         found[f'aggregator {name}'] = clock(run, device, repeats) * 1e3
-    found['partition'] = clock(partial(pipeline.split, mask, masked), device, repeats) * 1e3
+    found['partition'] = (
+        clock(partial(pipeline, mask, masked, loss_reads=False), device, repeats) * 1e3
+    )
     return found
 
 
@@ -114,7 +116,7 @@ def share_of_step(config: str, images: int, device: torch.device, repeats: int) 
     """Milliseconds of a whole step with PR-MIM, and of its light stages at the same size."""
     model = build_variant(config, OURS).to(device)
     partial_state = partial_of(model)
-    side, width = partial_state.grid[0], attachment_of(model).adapter.width(model)
+    side, width = partial_state.grid[0], attachment_of(model).seams.width
     batch = config_batch(config, images, model)
     timing = Timing(steps=max(repeats // 4, 3), warmup=1)
     times = time_interleaved([training_step(model, batch, timing)], timing, device)[0]

@@ -7,7 +7,17 @@ Importing this package needs torch only.
     prmim.attach(model, throw_ratio=0.5)
 """
 
-from .adapters import ADAPTERS, AGGREGATORS, SAMPLERS, Adapter, attach, detach, is_attached
+from .adapters import (
+    ADAPTERS,
+    AGGREGATORS,
+    SAMPLERS,
+    Adapter,
+    Seams,
+    attach,
+    detach,
+    is_attached,
+    set_throw_ratio,
+)
 
 __version__ = '0.1.0'
 
@@ -16,8 +26,10 @@ __all__ = [
     'AGGREGATORS',
     'SAMPLERS',
     'Adapter',
+    'Seams',
     '__version__',
     'attach',
     'detach',
     'is_attached',
+    'set_throw_ratio',
 ]

@@ -45,13 +45,15 @@ def predicted_saving(model: nn.Module, batch: Batch) -> float | None:
     Returns:
         The prediction, or None where there is no formula: an adapter of your own.
     """
-    adapter = attachment_of(model).adapter
-    formula = FORMULAS.get(adapter.__name__)
+    attachment = attachment_of(model)
+    formula = FORMULAS.get(attachment.framework)
     if formula is None:
         return None
+    if partial_of(model).num_thrown == 0:
+        return 0.0  # the framework itself
     counts = [token_counts(model, masked) for masked in _masked_counts(model, batch)]
     images = len(batch['data_samples'] or [0])
-    if adapter.num_masked(model) is not None:
+    if attachment.seams.num_masked is not None:
         images = 1
     return sum(formula(model, tokens) for tokens in counts) / images
 
@@ -60,9 +62,8 @@ def token_counts(model: nn.Module, masked: int) -> Tokens:
     """Counts of an image with M masked tokens, as the attached model partitions it."""
     partial = partial_of(model)
     length = partial.grid[0] * partial.grid[1]
-    ragged = attachment_of(model).adapter.__name__ == 'IBOTAdapter'
     thrown = partial.num_thrown
-    if ragged:
+    if partial.ragged:
         thrown = int(partial.thrown_counts(torch.tensor(masked)))
     predicted = masked if partial.supervises_thrown else masked - thrown
     return Tokens(length, masked, thrown, predicted)
@@ -70,15 +71,14 @@ def token_counts(model: nn.Module, masked: int) -> Tokens:
 
 def _masked_counts(model: nn.Module, batch: Batch) -> list[int]:
     """M of every masked view of the batch."""
-    fixed = attachment_of(model).adapter.num_masked(model)
+    fixed = attachment_of(model).seams.num_masked
     if fixed is not None:
         return [fixed]
     partial = partial_of(model)
-    views = attachment_of(model).adapter.__name__ == 'IBOTAdapter'
     counts = []
     for sample in batch['data_samples']:
         mask = torch.as_tensor(sample.mask)
-        share = (mask.flatten(1) if views else mask.flatten()[None]).float().mean(1)
+        share = (mask.flatten(1) if partial.ragged else mask.flatten()[None]).float().mean(1)
         counts += (share * partial.grid[0] * partial.grid[1]).round().int().tolist()
     return counts
 
@@ -115,8 +115,6 @@ def encoder(model: Any, tokens: Tokens) -> float:
 
 def simmim(model: Any, tokens: Tokens) -> float:
     """SimMIM: ViT or Swin; the neck is a 1x1 convolution."""
-    if tokens.thrown == 0:
-        return 0.0  # the framework's own path
     neck = sum(m.weight.numel() for m in model.neck.modules() if isinstance(m, nn.Conv2d))
     swin = hasattr(model.backbone, 'stages')
     encoder_saving = (_swin if swin else _vit)(model.backbone, tokens)
@@ -166,15 +164,16 @@ def spark(model: Any, tokens: Tokens) -> float:
 
 
 FORMULAS: dict[str, Callable[[Any, Tokens], float]] = {
-    'MAEAdapter': decoder,
-    'MaskFeatAdapter': encoder,
-    'SimMIMAdapter': simmim,
-    'BEiTAdapter': beit,
-    'FCMAEAdapter': fcmae,
-    'SparKAdapter': spark,
-    'IBOTAdapter': ibot,
+    'mmpretrain.models.selfsup.mae.MAE': decoder,
+    'mmpretrain.models.selfsup.eva.EVA': decoder,
+    'mmpretrain.models.selfsup.maskfeat.MaskFeat': encoder,
+    'mmpretrain.models.selfsup.simmim.SimMIM': simmim,
+    'mmpretrain.models.selfsup.beit.BEiT': beit,
+    'mmpretrain.models.selfsup.spark.SparK': spark,
+    'prmim_adapters.frameworks.fcmae.FCMAE': fcmae,
+    'prmim_adapters.frameworks.ibot.IBOT': ibot,
 }
-"""Adapter to formula ``(model, tokens) -> MACs``; add your adapter's."""
+"""Key in ``ADAPTERS`` to formula ``(model, tokens) -> MACs``; add your adapter's."""
 
 
 def _vit(backbone: Any, tokens: Tokens) -> float:

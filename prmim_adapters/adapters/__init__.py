@@ -6,8 +6,17 @@ the model thrown tokens skip. The module is imported when such a model is attach
 needs torch only.
 """
 
-from .base import Adapter, attach, attachment_of, detach, is_attached, partial_of
+from .base import (
+    Adapter,
+    attach,
+    attachment_of,
+    detach,
+    is_attached,
+    partial_of,
+    set_throw_ratio,
+)
 from .registry import ADAPTERS, AGGREGATORS, SAMPLERS
+from .seams import Seams
 
 _HUGGINGFACE = 'transformers.models'
 _LIGHTLY = 'lightly.models.modules'
@@ -65,9 +74,11 @@ __all__ = [
     'AGGREGATORS',
     'SAMPLERS',
     'Adapter',
+    'Seams',
     'attach',
     'attachment_of',
     'detach',
     'is_attached',
     'partial_of',
+    'set_throw_ratio',
 ]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an adapter is, and ``attach`` / ``detach``.
+"""``attach``, ``set_throw_ratio``, ``detach``.
 
-An adapter names the seams of one framework: the modules whose class changes to a subclass that
-runs the heavy network on present tokens only. The subclasses find the shared part,
+An adapter is a function ``model -> Seams`` (:mod:`.seams`). The modules that it names change their
+class to a subclass that runs the heavy network on present tokens only, and find the shared part,
 :class:`~prmim_adapters.core.PartialReconstruction`, as ``self.partial``.
 """
 
@@ -10,80 +10,42 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..core import PartialReconstruction
-from ..core.partition import Grid, Sampler
+from ..core.partition import Sampler
 from .registry import ADAPTERS, AGGREGATORS, SAMPLERS
+from .seams import Seams, check_seams
 
 Model = TypeVar('Model', bound=nn.Module)
 Spec = str | dict[str, Any] | None
+Adapter = Callable[[Any], Seams]
 
 _STATE = '_prmim_attachment'
-
-
-class Adapter(ABC):
-    """The seams of one framework. Class methods only; a subclass is never instantiated.
-
-    ``classes`` maps each class of the framework that is changed to the subclass that it becomes.
-    The module at ``host`` owns the aggregator, so its parameters appear in the state dict as
-    ``<host>.partial.*``; the modules at ``guests`` are changed too and share it.
-    """
-
-    classes: ClassVar[Mapping[type, type]]
-    host: ClassVar[str]
-    guests: ClassVar[tuple[str, ...]] = ()
-    #: False where features know no absolute position, so that aggregators must be told.
-    absolute_positions: ClassVar[bool] = True
-
-    @classmethod
-    @abstractmethod
-    def grid(cls, model: Any) -> Grid:
-        """(H, W) in tokens; raises ValueError where the model's sizes disagree."""
-
-    @classmethod
-    @abstractmethod
-    def width(cls, model: Any) -> int:
-        """Channels of the features from which thrown tokens are reconstructed."""
-
-    @classmethod
-    def num_masked(cls, model: Any) -> int | None:
-        """Masked tokens per image if the model makes its own masks, None if the data do."""
-        return None
-
-    @classmethod
-    def num_prefix(cls, model: Any) -> int:
-        """Prefix tokens (cls, registers) before the patch tokens in the heavy network."""
-        return 0
-
-
-def patch_grid(image_size: Grid, patch_size: Grid, where: str) -> Grid:
-    """(H, W) in tokens of an image of ``image_size`` pixels.
-
-    Raises:
-        ValueError: a side is not divisible by the patch size; ``where`` says where it came from.
-    """
-    if any(size % patch for size, patch in zip(image_size, patch_size, strict=True)):
-        raise ValueError(
-            f'{where}={tuple(image_size)} is not divisible by the patch size {tuple(patch_size)}: '
-            'choose a multiple of it'
-        )
-    return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+_LARGEST_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """What ``detach`` needs: the adapter, and the original class of each changed module."""
+    """What was attached to a model.
 
-    adapter: type[Adapter]
-    originals: dict[str, type]
+    Attributes:
+        framework: the key in ``ADAPTERS``.
+        seams: what the adapter said of the model.
+        originals: path to the framework's class of each module that changes.
+        changed: path to the class that it has while tokens are thrown.
+    """
+
+    framework: str
+    seams: Seams
+    originals: Mapping[str, type]
+    changed: Mapping[str, type]
 
 
 def attach(
@@ -101,7 +63,7 @@ def attach(
     Args:
         model: a model of a framework with an adapter, not yet wrapped for distributed training.
         throw_ratio: thrown tokens / all tokens of the patch grid, at least 0 and below the mask
-            ratio. 0 computes the framework's original loss.
+            ratio. 0 is the framework's original method: no class changes, no parameter is added.
         sampler: a name in ``SAMPLERS``, or ``dict(type=name, **options)``.
         aggregator: a name in ``AGGREGATORS``, or ``dict(type=name, **options)``; None is plain
             partial reconstruction (thrown tokens carry no loss); a list makes several
@@ -115,7 +77,8 @@ def attach(
         The same object. Its state dict has the framework's keys and the aggregator's.
 
     Raises:
-        TypeError: no adapter for this class, or a ratio that is not a number.
+        TypeError: no adapter for this class, a framework whose methods take other arguments than
+            the adapter was written for, or a ratio that is not a number.
         ValueError: attached already, or a value out of range; the message says what is allowed.
         KeyError: unknown sampler or aggregator.
     """
@@ -124,28 +87,77 @@ def attach(
             f'{type(model).__name__} has partial reconstruction attached already; call '
             'prmim_adapters.detach(model) first'
         )
-    adapter = _find_adapter(model)
-    partial = _build(
-        adapter,
-        model,
-        throw_ratio,
-        sampler,
-        aggregator,
-        thrown_weight=thrown_weight,
+    framework, adapter = _find_adapter(model)
+    seams = adapter(model)
+    changed = check_seams(framework, seams, model)
+    _check_ratio(throw_ratio, seams)
+    _check_number('thrown_weight', thrown_weight, 0.0, _LARGEST_WEIGHT)
+    _check_number('max_masked_share', max_masked_share, 0.0, 1.0)
+    stages = list(aggregator) if isinstance(aggregator, (list, tuple)) else [aggregator]
+    if round(throw_ratio * seams.length) == 0:
+        stages = []  # nothing to reconstruct: an aggregator would never be used
+    partial = PartialReconstruction(
+        float(throw_ratio),
+        seams.grid,
+        _build_sampler(sampler),
+        [_build_aggregator(stage, seams, model) for stage in stages if stage is not None],
+        num_prefix=seams.num_prefix,
+        ragged=seams.ragged,
+        thrown_weight=float(thrown_weight),
         stop_gradient=stop_gradient,
-        max_masked_share=max_masked_share,
+        max_masked_share=float(max_masked_share),
     )
-    paths = (adapter.host, *adapter.guests)
-    changes = {path: _subclass(adapter, model, path) for path in paths}
-    originals = {path: type(model.get_submodule(path)) for path in paths}
-    for path, changed in changes.items():
-        module = model.get_submodule(path)
-        module.__class__ = changed
-        if path == adapter.host:
-            module.partial = partial
-        else:  # shared, not owned: a second owner would double the state dict's keys
-            module.__dict__['partial'] = partial
-    model.__dict__[_STATE] = Attachment(adapter, originals)
+    if partial.num_thrown and partial.changes_loss and not seams.owns_loss:
+        raise ValueError(
+            f'the loss of {type(model).__name__} lies outside of the model and weighs every masked '
+            'token: aggregator=None and thrown_weight are not supported; attach with an aggregator '
+            'and thrown_weight=1'
+        )
+    _check_sampler(partial, seams)
+    originals = {path: type(model.get_submodule(path)) for path in changed}
+    model.get_submodule(seams.host).partial = partial
+    model.__dict__[_STATE] = Attachment(framework, seams, originals, changed)
+    if partial.num_thrown:
+        _throw(model)
+    return model
+
+
+def set_throw_ratio(model: Model, throw_ratio: float) -> Model:
+    """Change the throw ratio of an attached model, in place, between two steps.
+
+    At 0 the modules have the framework's own classes until the ratio rises again; the light stage
+    and its parameters stay, each with a gradient of zero when the model itself is called (as
+    Runners and DistributedDataParallel do).
+
+    Args:
+        model: attached, and itself: the ``module`` of a wrapped one.
+        throw_ratio: as in :func:`attach`.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError, ValueError: as in :func:`attach`; nothing is attached; or the model was attached
+            at ratio 0, so that it has no light stage for the tokens to be thrown.
+    """
+    attachment, partial = attachment_of(model), partial_of(model)
+    _check_ratio(throw_ratio, ADAPTERS.get(attachment.framework)(model))
+    if partial.num_thrown == 0 and not partial.aggregators and throw_ratio > 0:
+        raise ValueError(
+            f'throw_ratio={throw_ratio}: the model was attached at throw_ratio=0 and has no light '
+            'stage, whose parameters the optimizer must know: attach at the largest ratio of the '
+            'schedule, then lower it with set_throw_ratio'
+        )
+    threw = partial.num_thrown > 0
+    partial.throw_ratio = float(throw_ratio)
+    throws = partial.num_thrown > 0
+    if throws and not threw:
+        _restore(model)
+        _throw(model)
+    elif threw and not throws:
+        _restore(model)
+        if partial.aggregators:
+            model.register_forward_hook(_use_parameters)
     return model
 
 
@@ -156,13 +168,8 @@ def detach(model: Model) -> Model:
         ValueError: nothing is attached to ``model``.
     """
     attachment = attachment_of(model)
-    for path, original in attachment.originals.items():
-        module = model.get_submodule(path)
-        module.__class__ = original
-        if path == attachment.adapter.host:
-            del module.partial
-        else:
-            del module.__dict__['partial']
+    _restore(model)
+    del model.get_submodule(attachment.seams.host).partial
     del model.__dict__[_STATE]
     return model
 
@@ -184,49 +191,71 @@ def attachment_of(model: nn.Module) -> Attachment:
 
 
 def partial_of(model: nn.Module) -> PartialReconstruction:
-    """The shared part of an attached model: ratio, sampler, aggregators, last partition.
+    """The shared part of an attached model: ratio, sampler, aggregators; a module to hook.
 
     Raises:
         ValueError: nothing is attached to ``model``.
     """
-    return model.get_submodule(attachment_of(model).adapter.host).partial  # type: ignore[return-value]
+    return model.get_submodule(attachment_of(model).seams.host).partial  # type: ignore[return-value]
 
 
-def _find_adapter(model: nn.Module) -> type[Adapter]:
-    adapter = ADAPTERS.find(type(model))
-    if adapter is None:
+def _throw(model: nn.Module) -> None:
+    """Give the modules the classes that throw tokens."""
+    attachment, partial = attachment_of(model), partial_of(model)
+    for path, changed in attachment.changed.items():
+        module = model.get_submodule(path)
+        module.__class__ = changed
+        if path != attachment.seams.host:  # shared, not owned: the state dict has it once
+            module.__dict__['partial'] = partial
+    model.register_forward_pre_hook(partial.begin_pass)
+
+
+def _restore(model: nn.Module) -> None:
+    """Give the modules the framework's own classes."""
+    attachment, partial = attachment_of(model), partial_of(model)
+    for path, original in attachment.originals.items():
+        module = model.get_submodule(path)
+        if type(module) not in (original, attachment.changed[path]):
+            raise ValueError(
+                f'{path or "the model"} has become a {type(module).__qualname__} since attach '
+                '(fully_shard does that): its class cannot change now; set ratios above 0 only, '
+                'or detach before wrapping'
+            )
+        module.__class__ = original
+        if path != attachment.seams.host:
+            module.__dict__.pop('partial', None)
+    ours = (partial.begin_pass, _use_parameters)
+    for hooks in (model._forward_hooks, model._forward_pre_hooks):
+        for key in [key for key, hook in hooks.items() if hook in ours]:
+            del hooks[key]
+
+
+def _use_parameters(model: nn.Module, args: Any, output: Any) -> Any:
+    """Join the unused light stage to the graph of what a model returned: loss, losses, tokens."""
+    if isinstance(output, Tensor):
+        return output + partial_of(model).unused() if output.is_floating_point() else output
+    if isinstance(output, dict):
+        for key, value in output.items():
+            if isinstance(value, Tensor) and value.requires_grad:
+                output[key] = value + partial_of(model).unused()
+                break
+        return output
+    if isinstance(output, (list, tuple)) and output:
+        joined = [_use_parameters(model, args, output[0]), *output[1:]]
+        return type(output)(*joined) if hasattr(output, '_fields') else type(output)(joined)
+    return output
+
+
+def _find_adapter(model: nn.Module) -> tuple[str, Adapter]:
+    framework = ADAPTERS.find(type(model))
+    if framework is None:
         found = f'{type(model).__module__}.{type(model).__qualname__}'
         wrapped = ' (attach before wrapping it)' if hasattr(model, 'module') else ''
         raise TypeError(
             f'no adapter for {found}{wrapped}. Supported: {", ".join(ADAPTERS)}. For a framework '
             "of your own: @ADAPTERS.register_module(framework='my_pkg.MyMIM')"
         )
-    return adapter
-
-
-def _build(
-    adapter: type[Adapter],
-    model: nn.Module,
-    throw_ratio: float,
-    sampler: Spec,
-    aggregator: Spec | Sequence[Spec],
-    **options: Any,
-) -> PartialReconstruction:
-    grid = adapter.grid(model)
-    _check_ratio(throw_ratio, grid, adapter.num_masked(model))
-    _check_number('thrown_weight', options['thrown_weight'], 0.0, math.inf)
-    _check_number('max_masked_share', options['max_masked_share'], 0.0, 1.0)
-    stages = list(aggregator) if isinstance(aggregator, (list, tuple)) else [aggregator]
-    if round(throw_ratio * grid[0] * grid[1]) == 0:
-        stages = []  # nothing to reconstruct: an aggregator would never be used
-    return PartialReconstruction(
-        throw_ratio,
-        grid,
-        _build_sampler(sampler),
-        [_build_aggregator(s, adapter, model) for s in stages if s is not None],
-        num_prefix=adapter.num_prefix(model),
-        **options,
-    )
+    return framework, ADAPTERS.get(framework)
 
 
 def _build_sampler(spec: Spec) -> Sampler:
@@ -239,11 +268,11 @@ def _build_sampler(spec: Spec) -> Sampler:
     return functools.partial(function, **options) if options else function
 
 
-def _build_aggregator(spec: Any, adapter: type[Adapter], model: nn.Module) -> nn.Module:
+def _build_aggregator(spec: Any, seams: Seams, model: nn.Module) -> nn.Module:
     name, options = _name_and_options('aggregator', spec)
-    if name == 'cross_attention' and not adapter.absolute_positions:
+    if name == 'cross_attention' and not seams.absolute_positions:
         options.setdefault('key_positions', True)
-    module = AGGREGATORS.get(name)(width=adapter.width(model), grid=adapter.grid(model), **options)
+    module = AGGREGATORS.get(name)(width=seams.width, grid=seams.grid, **options)
     reference = next(model.parameters())
     return module.to(device=reference.device, dtype=reference.dtype).train(model.training)
 
@@ -256,9 +285,28 @@ def _name_and_options(kind: str, spec: Any) -> tuple[str, dict[str, Any]]:
     raise TypeError(f'{kind}={spec!r}: give a name, or dict(type=name, **options)')
 
 
-def _check_ratio(throw_ratio: float, grid: Grid, num_masked: int | None) -> None:
+def _check_sampler(partial: PartialReconstruction, seams: Seams) -> None:
+    """Partition a small batch on the CPU, so that a faulty sampler shows before training."""
+    masked = seams.num_masked or (seams.length + partial.num_thrown) // 2
+    if not 0 < partial.num_thrown < masked:
+        return
+    generator = torch.Generator().manual_seed(0)
+    order = torch.rand(2, seams.length, generator=generator).argsort(dim=1)
+    mask = order < masked
+    num_kept = masked - partial.num_thrown
+    kept = partial.sampler(mask, num_kept, seams.grid, generator)
+    found = kept.sum(dim=1).tolist()
+    if kept.dtype != torch.bool or (kept & ~mask).any() or found != [num_kept] * 2:
+        raise ValueError(
+            f'sampler {partial.sampler}: asked for {num_kept} of {masked} masked tokens, it '
+            f'returned {kept.dtype} with {found} kept: it must return a bool subset of the mask '
+            f'with exactly that many'
+        )
+
+
+def _check_ratio(throw_ratio: float, seams: Seams) -> None:
     _check_number('throw_ratio', throw_ratio, 0.0, 1.0)
-    length = grid[0] * grid[1]
+    length, num_masked = seams.length, seams.num_masked
     thrown = round(throw_ratio * length)
     if num_masked is not None and thrown >= max(num_masked, 1):
         raise ValueError(
@@ -276,14 +324,3 @@ def _check_number(name: str, value: Any, low: float, high: float) -> None:
         )
     if not low <= float(value) <= high:  # also refuses NaN
         raise ValueError(f'{name}={value}: must be between {low:g} and {high:g}')
-
-
-def _subclass(adapter: type[Adapter], model: nn.Module, path: str) -> type:
-    found = type(model.get_submodule(path))
-    if found not in adapter.classes:
-        allowed = ', '.join(f'{c.__module__}.{c.__qualname__}' for c in adapter.classes)
-        raise TypeError(
-            f'{type(model).__name__}.{path} is a {found.__module__}.{found.__qualname__}: '
-            f'{adapter.__name__} attaches to {allowed}. Register an adapter for your class.'
-        )
-    return adapter.classes[found]

@@ -49,20 +49,18 @@ def feature_map(tokens: Tensor, grid: Grid) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
-def changes_loss(partial: PartialReconstruction) -> bool:
-    """Whether thrown tokens weigh differently from kept ones in the loss."""
-    return partial.num_thrown > 0 and (
-        not partial.supervises_thrown or partial.thrown_weight != 1.0
-    )
-
-
 def weighted_l1(
-    partial: PartialReconstruction, image: Tensor, reconstruction: Tensor, mask: Tensor
+    partial: PartialReconstruction,
+    partition: TokenPartition,
+    image: Tensor,
+    reconstruction: Tensor,
+    mask: Tensor,
 ) -> Tensor:
     """SimMIM's loss, mean absolute error over masked pixels, with the weights of thrown tokens.
 
     Args:
-        partial: after the split of this batch.
+        partial: the shared part.
+        partition: of the batch.
         image: (B, C, H, W), the target.
         reconstruction: of the same shape.
         mask: (B, h, w), 1 = masked, a multiple of the grid of tokens.
@@ -70,7 +68,7 @@ def weighted_l1(
     grid = partial.grid
     scale = mask.shape[1] // grid[0], mask.shape[2] // grid[1]
     tokens = mask[:, :: scale[0], :: scale[1]].flatten(1)
-    weights = partial.loss_mask(tokens).unflatten(1, grid)
+    weights = partial.loss_mask(tokens, partition).unflatten(1, grid)
     weights = F.interpolate(weights[:, None].to(image.dtype), size=image.shape[2:])
     error = (image - reconstruction).abs()
     return (error * weights).sum() / (weights.sum() + 1e-5) / image.shape[1]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from math import isqrt
 from typing import Any
 
 import torch
@@ -29,9 +28,9 @@ from torch import Tensor
 
 from ..core import PartialReconstruction, gather_tokens
 from ..core.partition import Grid
-from .base import Adapter
-from .dense import changes_loss, dense_features
+from .dense import dense_features
 from .registry import ADAPTERS
+from .seams import Seams
 
 
 def _masked(decoder: Any, tokens: Tensor) -> Tensor:
@@ -44,13 +43,8 @@ def _decode_present(
     decoder: Any, tokens: Tensor, positions: Tensor, blocks: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Decode tokens (B, prefix + L, C), with positions (1, prefix + L, C), in all places."""
-    if changes_loss(decoder.partial):
-        raise ValueError(
-            'the loss outside the decoder weighs every masked token: aggregator=None and '
-            'thrown_weight are not supported; attach with an aggregator and thrown_weight=1'
-        )
     prefix = decoder.num_prefix_tokens
-    partition = decoder.partial.split(_masked(decoder, tokens))
+    partition = decoder.partial(_masked(decoder, tokens), loss_reads=False)
     tokens = tokens + positions
     patches = gather_tokens(tokens[:, prefix:], partition.present)
     features = blocks(torch.cat((tokens[:, :prefix], patches), dim=1))
@@ -75,7 +69,7 @@ class PRMaskedVisionTransformerDecoderTIMM(MaskedVisionTransformerDecoderTIMM):
 
         With ``idx_keep`` (which drops tokens before the decoder) it is upstream's.
         """
-        if self.partial.num_thrown == 0 or idx_keep is not None:
+        if idx_keep is not None:
             return super().forward(x, idx_mask, idx_keep, mask)
         if idx_mask is not None:
             x = utils.mask_at_index(x, idx_mask, self.mask_token)
@@ -96,7 +90,7 @@ with warnings.catch_warnings():  # lightly warns of its older classes where they
 
         def decode(self, input: Tensor) -> Tensor:
             """Embedded tokens (B, prefix + L, C), masked ones equal to the mask token."""
-            if self.partial.num_thrown == 0 or not _masked(self, input).any():
+            if not _masked(self, input).any():
                 return super().decode(input)
             return _decode_present(
                 self,
@@ -114,34 +108,41 @@ with warnings.catch_warnings():  # lightly warns of its older classes where they
     framework='lightly.models.modules.masked_vision_transformer_decoder_timm.'
     'MaskedVisionTransformerDecoderTIMM'
 )
-class LightlyDecoderAdapter(Adapter):
+def decoder(model: Any) -> Seams:
     """Seam: the decoder, which is the model here."""
+    return Seams(
+        host='',
+        classes={
+            MAEDecoderTIMM: PRMAEDecoderTIMM,
+            PixioDecoderTIMM: PRPixioDecoderTIMM,
+            MaskedVisionTransformerDecoderTIMM: PRMaskedVisionTransformerDecoderTIMM,
+        },
+        grid=_grid(model),
+        width=_positions(model).shape[2],
+        num_prefix=model.num_prefix_tokens,
+        owns_loss=False,
+    )
 
-    classes = {
-        MAEDecoderTIMM: PRMAEDecoderTIMM,
-        PixioDecoderTIMM: PRPixioDecoderTIMM,
-        MaskedVisionTransformerDecoderTIMM: PRMaskedVisionTransformerDecoderTIMM,
-    }
-    host = ''
 
-    @classmethod
-    def grid(cls, model: Any) -> Grid:
-        """Square, as lightly's position embedding."""
-        length = _positions(model).shape[1] - model.num_prefix_tokens
-        side = isqrt(length)
-        if side * side != length:
-            raise ValueError(f'num_patches={length} is no square: only square grids are supported')
-        return side, side
-
-    @classmethod
-    def width(cls, model: Any) -> int:
-        """Decoder width."""
-        return _positions(model).shape[2]
-
-    @classmethod
-    def num_prefix(cls, model: Any) -> int:
-        """Class and register tokens."""
-        return model.num_prefix_tokens
+def _grid(decoder: Any) -> Grid:
+    """The user's ``grid_size``; else the square of lightly's own, fixed, sine-cosine positions."""
+    positions = _positions(decoder)
+    length = positions.shape[1] - decoder.num_prefix_tokens
+    if hasattr(decoder, 'grid_size'):
+        height, width = decoder.grid_size
+    elif positions.requires_grad:
+        raise ValueError(
+            f'the decoder has {length} learned positions and does not say their rows and columns: '
+            'set decoder.grid_size = (rows, columns) before attach'
+        )
+    else:
+        height = width = round(length**0.5)
+    if height * width != length:
+        raise ValueError(
+            f'num_patches={length}, but the grid is {height}x{width}: set decoder.grid_size = '
+            '(rows, columns) before attach'
+        )
+    return height, width
 
 
 def _positions(decoder: Any) -> Tensor:

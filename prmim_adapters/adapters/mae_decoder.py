@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import PartialReconstruction, scatter_tokens, table_rows
+from ..core import PartialReconstruction, TokenPartition, scatter_tokens, table_rows
 
 
 def decode_supervised(
@@ -22,7 +22,8 @@ def decode_supervised(
     partial: PartialReconstruction,
     x: Tensor,
     ids_restore: Tensor,
-) -> Tensor:
+    loss_reads: bool = True,
+) -> tuple[Tensor, TokenPartition]:
     """Predict the masked patches, with the blocks on prefix + visible + kept tokens only.
 
     Args:
@@ -32,13 +33,15 @@ def decode_supervised(
         partial: the shared part; ``num_prefix`` is 1 with a cls token, else 0.
         x: (B, prefix + V, C_encoder), latent of the visible tokens in shuffled order.
         ids_restore: (B, L) int64, rank of each position in that order; ranks from V on are masked.
+        loss_reads: the loss will take the partition.
 
     Returns:
-        (B, n, D) predictions at the supervised positions: kept, then thrown.
+        (B, n, D) predictions at the supervised positions, kept, then thrown; and the partition.
     """
     prefix, length = partial.num_prefix, ids_restore.shape[1]
     num_visible = x.shape[1] - prefix
-    partition = partial.split(ids_restore >= num_visible, length - num_visible)
+    mask = ids_restore >= num_visible
+    partition = partial(mask, length - num_visible, loss_reads=loss_reads)
     partition = replace(partition, visible=ids_restore.argsort(dim=1)[:, :num_visible])
     positions = decoder.decoder_pos_embed[0, 1:]
     queries = decoder.mask_token[0] + positions
@@ -51,7 +54,7 @@ def decode_supervised(
     for block in blocks:
         x = block(x)
     features = decoder.decoder_norm(x)[:, prefix:]
-    return decoder.decoder_pred(partial.reconstruct(partition, features, queries))
+    return decoder.decoder_pred(partial.reconstruct(partition, features, queries)), partition
 
 
 def decode_in_place(
@@ -62,6 +65,7 @@ def decode_in_place(
     ids_restore: Tensor,
 ) -> Tensor:
     """:func:`decode_supervised` put at its positions: (B, L, D), zeros elsewhere."""
-    rows = decode_supervised(decoder, blocks, partial, x, ids_restore)
-    assert partial.supervised_index is not None, 'decode_supervised has split'
-    return scatter_tokens(rows, partial.supervised_index, ids_restore.shape[1])
+    rows, partition = decode_supervised(
+        decoder, blocks, partial, x, ids_restore, loss_reads=partial.changes_loss
+    )
+    return scatter_tokens(rows, partial.supervised(partition), ids_restore.shape[1])

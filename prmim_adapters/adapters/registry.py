@@ -113,8 +113,8 @@ class Registry:
 class AdapterRegistry(Registry):
     """Adapters by the qualified name of the model class that they attach to."""
 
-    def find(self, model_class: type) -> Any | None:
-        """The adapter of the nearest class in the MRO of ``model_class``; None if there is none.
+    def find(self, model_class: type) -> str | None:
+        """The key of the nearest class in the MRO of ``model_class``; None if there is none.
 
         A framework may be registered under the name that its users import (``my_pkg.MyMIM``) or
         the one of the defining module (``my_pkg.models.mim.MyMIM``).
@@ -122,7 +122,7 @@ class AdapterRegistry(Registry):
         for cls in model_class.__mro__:
             for key in self:
                 if key == f'{cls.__module__}.{cls.__qualname__}' or _names(key, cls):
-                    return self.get(key)
+                    return key
         return None
 
 

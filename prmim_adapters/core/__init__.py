@@ -2,6 +2,7 @@
 """Tensors in, tensors out: partition, sampling, aggregation, and the pipeline that joins them."""
 
 from .partition import (
+    RaggedPartition,
     TokenPartition,
     count_masked,
     gather_tokens,
@@ -13,6 +14,7 @@ from .pipeline import PartialReconstruction, sincos_positions
 
 __all__ = [
     'PartialReconstruction',
+    'RaggedPartition',
     'TokenPartition',
     'count_masked',
     'gather_tokens',

@@ -6,7 +6,7 @@ All index work is integer work outside autograd; features are only gathered and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,34 @@ class TokenPartition:
         return self.grid[0] * self.grid[1]
 
 
+@dataclass(frozen=True)
+class RaggedPartition:
+    """Partitions of a batch whose images differ in their number of masked tokens.
+
+    Attributes:
+        groups: indices (n,) int64 into the batch and the partition of those images, one pair for
+            each number of masked tokens.
+    """
+
+    groups: tuple[tuple[Tensor, TokenPartition], ...]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, TokenPartition]]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def num_thrown(self) -> int:
+        """Thrown tokens of all images together."""
+        return sum(part.thrown.numel() for _, part in self.groups)
+
+    @property
+    def order(self) -> Tensor:
+        """(B,) int64: puts rows that stand group after group back into the batch's order."""
+        return torch.cat([index for index, _ in self.groups]).argsort()
+
+
 @torch.no_grad()
 def partition_tokens(
     mask: Tensor,
@@ -75,11 +103,7 @@ def partition_tokens(
         ValueError: grid and mask disagree, images have different numbers of masked tokens
             (only looked at when ``num_masked`` is None), or an image has too few of them.
     """
-    if mask.dim() != 2 or mask.shape[1] != grid[0] * grid[1]:
-        raise ValueError(
-            f'mask of shape {tuple(mask.shape)} does not fit the {grid[0]}x{grid[1]} patch grid: '
-            f'expected (B, {grid[0] * grid[1]})'
-        )
+    check_mask(mask, grid)
     if num_masked is None:
         num_masked = count_masked(mask)
     if not 0 <= num_thrown < max(num_masked, 1):
@@ -90,13 +114,66 @@ def partition_tokens(
         )
     num_kept = num_masked - num_thrown
     kept = mask if num_thrown == 0 else sampler(mask, num_kept, grid, generator)
-    # 0 visible, 1 kept, 2 thrown; the stable sort leaves every part in ascending order.
-    label = mask.to(torch.uint8) + (mask & ~kept).to(torch.uint8)
-    order = torch.argsort(label, dim=1, stable=True)
-    visible, kept_index, thrown = order.split(
-        [mask.shape[1] - num_masked, num_kept, num_thrown], dim=1
-    )
+    sizes = [mask.shape[1] - num_masked, num_kept, num_thrown]
+    visible, kept_index, thrown = _by_part(mask, kept).split(sizes, dim=1)
     return TokenPartition(visible, kept_index, thrown, grid)
+
+
+@torch.no_grad()
+def partition_ragged(
+    mask: Tensor,
+    num_kept: Tensor,
+    grid: Grid,
+    sampler: Sampler,
+    generator: torch.Generator | None = None,
+) -> RaggedPartition:
+    """Partition a batch whose images differ in their number of masked tokens.
+
+    Kept tokens are sampled once for the whole batch, and the images grouped afterwards.
+
+    Args:
+        mask: (B, L) bool, True = masked.
+        num_kept: (B,) int64, masked tokens to keep per image, the same for equally many masked.
+        grid: (H, W) in tokens.
+        sampler: chooses the kept tokens of all images at once.
+        generator: as in :func:`partition_tokens`.
+
+    Returns:
+        One partition for all images with equally many masked tokens, ascending in that number.
+    """
+    check_mask(mask, grid)
+    kept = sampler(mask, num_kept, grid, generator)
+    order = _by_part(mask, kept)
+    counts = torch.stack((mask.sum(dim=1), num_kept)).tolist()
+    images: dict[tuple[int, int], list[int]] = {}
+    for image, pair in enumerate(zip(*counts, strict=True)):
+        images.setdefault(pair, []).append(image)
+    groups = []
+    for (masked, keeping), members in sorted(images.items()):
+        index = torch.tensor(members, device=mask.device)
+        sizes = [mask.shape[1] - masked, keeping, masked - keeping]
+        visible, kept_index, thrown = order[index].split(sizes, dim=1)
+        groups.append((index, TokenPartition(visible, kept_index, thrown, grid)))
+    return RaggedPartition(tuple(groups))
+
+
+def check_mask(mask: Tensor, grid: Grid) -> None:
+    """Refuse a mask that is not on the grid.
+
+    Raises:
+        ValueError: it is not (B, H * W).
+    """
+    if mask.dim() != 2 or mask.shape[1] != grid[0] * grid[1]:
+        raise ValueError(
+            f'mask of shape {tuple(mask.shape)} does not fit the {grid[0]}x{grid[1]} patch grid: '
+            f'expected (B, {grid[0] * grid[1]})'
+        )
+
+
+def _by_part(mask: Tensor, kept: Tensor) -> Tensor:
+    """(B, L) int64 positions: visible, kept, thrown, every part in ascending order."""
+    label = mask.to(torch.uint8) + (mask & ~kept).to(torch.uint8)
+    return torch.argsort(label, dim=1, stable=True)
 
 
 def count_masked(mask: Tensor) -> int:

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data flow of partial reconstruction in one screen.
+"""The data flow of one step, in one screen.
 
     image, mask --> partition_tokens --> visible | kept | thrown
        visible + kept --> heavy network --> features at present positions
        features, positions --> spatial aggregation --> features at thrown positions
        kept + thrown --> prediction head --> loss over all masked tokens
 
-:class:`PartialReconstruction` is the part that every framework shares. An adapter calls
-:meth:`~PartialReconstruction.split` before the heavy network, and
-:meth:`~PartialReconstruction.reconstruct` after it.
+:class:`PartialReconstruction` is the part that every framework shares. An adapter calls it with the
+mask before the heavy network, :meth:`~PartialReconstruction.reconstruct` after it, and
+:meth:`~PartialReconstruction.take` in the loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .partition import (
     Grid,
+    RaggedPartition,
     Sampler,
     TokenPartition,
     count_masked,
     gather_tokens,
+    partition_ragged,
     partition_tokens,
 )
 from .sampling import squared_distance_to
@@ -42,6 +45,7 @@ class PartialReconstruction(nn.Module):
             tokens, nearest to the present ones first, from those before it. Empty = plain partial
             reconstruction: thrown tokens are dropped from the loss.
         num_prefix: prefix tokens (cls, registers) before the patch tokens in the heavy network.
+        ragged: images of a batch may differ in their number of masked tokens.
         thrown_weight: weight of a thrown token in the loss; a kept one weighs 1.
         stop_gradient: True keeps the loss of thrown tokens from the heavy network.
         max_masked_share: ragged masks only: largest share of an image's masked tokens to throw.
@@ -53,7 +57,9 @@ class PartialReconstruction(nn.Module):
         grid: Grid,
         sampler: Sampler,
         aggregators: Sequence[nn.Module] = (),
+        *,
         num_prefix: int = 0,
+        ragged: bool = False,
         thrown_weight: float = 1.0,
         stop_gradient: bool = False,
         max_masked_share: float = 2 / 3,
@@ -64,11 +70,11 @@ class PartialReconstruction(nn.Module):
         self.sampler = sampler
         self.aggregators = nn.ModuleList(aggregators)
         self.num_prefix = num_prefix
+        self.ragged = ragged
         self.thrown_weight = thrown_weight
         self.stop_gradient = stop_gradient
         self.max_masked_share = max_masked_share
-        self.thrown: Tensor | None = None
-        self.supervised_index: Tensor | None = None
+        self._pass: TokenPartition | None = None
         self._num_masked: int | None = None
 
     @property
@@ -81,6 +87,11 @@ class PartialReconstruction(nn.Module):
         """False in plain partial reconstruction, where thrown tokens carry no loss."""
         return len(self.aggregators) > 0
 
+    @property
+    def changes_loss(self) -> bool:
+        """Whether thrown tokens weigh differently from kept ones in the loss."""
+        return not self.supervises_thrown or self.thrown_weight != 1.0
+
     def thrown_counts(self, num_masked: Tensor) -> Tensor:
         """Tokens to throw per image under ragged masks: num_masked (B,) int64 -> (B,) int64.
 
@@ -89,36 +100,48 @@ class PartialReconstruction(nn.Module):
         share = (num_masked.double() * self.max_masked_share + 1e-6).floor().long()
         return share.minimum((num_masked - 1).clamp(min=0)).clamp(max=self.num_thrown)
 
-    def split(
-        self, mask: Tensor, num_masked: int | None = None, num_thrown: int | None = None
-    ) -> TokenPartition:
-        """Partition a batch; see :func:`~prmim_adapters.core.partition.partition_tokens`.
+    def forward(
+        self, mask: Tensor, num_masked: int | None = None, *, loss_reads: bool = True
+    ) -> Any:
+        """Partition a batch; forward hooks on this module see every one.
 
         Args:
             mask: (B, L) bool, True = masked.
             num_masked: M where known without asking the device.
-            num_thrown: T, :attr:`num_thrown` by default.
-        """
-        num_thrown = self.num_thrown if num_thrown is None else num_thrown
-        num_masked = self._count(mask) if num_masked is None else num_masked
-        partition = partition_tokens(mask, num_thrown, self.grid, self.sampler, num_masked)
-        if len(self.aggregators) > 1:
-            partition = _nearest_first(partition)
-        self.thrown, self.supervised_index = partition.thrown, self.supervised(partition)
-        return partition
-
-    def split_ragged(self, mask: Tensor) -> list[tuple[Tensor, TokenPartition]]:
-        """Partitions of ragged masks (B, L), one for all images with equally many masked tokens.
+            loss_reads: keep the partition for :meth:`take`.
 
         Returns:
-            Pairs of indices (n,) int64 into the batch and the partition of those images.
+            :class:`TokenPartition`, or :class:`RaggedPartition` where masks are ragged, which is
+            never kept.
+
+        Raises:
+            ValueError: the mask does not fit the grid or the ratio.
+            RuntimeError: the loss has not taken the partition before this one.
         """
-        num_masked, groups = mask.sum(dim=1), []
-        for count in num_masked.unique():
-            index = (num_masked == count).nonzero()[:, 0]
-            num_thrown = int(self.thrown_counts(count))
-            groups.append((index, self.split(mask[index], int(count), num_thrown)))
-        return groups
+        if self.ragged:
+            return self._ragged(mask)
+        num_masked = self._count(mask) if num_masked is None else num_masked
+        partition = partition_tokens(mask, self.num_thrown, self.grid, self.sampler, num_masked)
+        partition = self._in_stages(partition)
+        if loss_reads:
+            unread, self._pass = self._pass, partition
+            if unread is not None:
+                self._pass = None
+                raise RuntimeError(
+                    'two masks were partitioned before one loss, which would take the second for '
+                    'the first: compute the loss of a view before the next view is decoded'
+                )
+        return partition
+
+    def _ragged(self, mask: Tensor) -> RaggedPartition:
+        num_masked = mask.sum(dim=1)
+        num_kept = num_masked - self.thrown_counts(num_masked)
+        parts = partition_ragged(mask, num_kept, self.grid, self.sampler)
+        return RaggedPartition(tuple((index, self._in_stages(part)) for index, part in parts))
+
+    def _in_stages(self, partition: TokenPartition) -> TokenPartition:
+        """Thrown tokens in the order in which the stages reconstruct them."""
+        return _nearest_first(partition) if len(self.aggregators) > 1 else partition
 
     def _count(self, mask: Tensor) -> int:
         """Masked tokens per image of a mask that the data made.
@@ -132,11 +155,44 @@ class PartialReconstruction(nn.Module):
         self._num_masked = count_masked(mask)
         return self._num_masked
 
+    def begin_pass(self, *_: Any) -> None:
+        """Forget what an interrupted pass left; runs before every forward of the whole model."""
+        self._pass = None
+
+    def current(self) -> TokenPartition:
+        """The partition of this pass, for a part of the model that runs before the loss.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        if self._pass is None:
+            raise RuntimeError(
+                'no partition of this pass: the loss ran twice, without the network before it, or '
+                'in a replica of nn.DataParallel, which has no copy of its own; compute one loss '
+                'for each pass, and use DistributedDataParallel'
+            )
+        return self._pass
+
+    def take(self, batch_size: int) -> TokenPartition:
+        """The partition of this pass, once, for the loss of ``batch_size`` images.
+
+        Raises:
+            RuntimeError: there is none, or it is of another batch.
+        """
+        partition = self.current()
+        self._pass = None
+        if len(partition.thrown) != batch_size:
+            raise RuntimeError(
+                f'a loss of {batch_size} images after the partition of {len(partition.thrown)}: '
+                'network and loss must see the same images'
+            )
+        return partition
+
     def reconstruct(self, partition: TokenPartition, features: Tensor, queries: Tensor) -> Tensor:
         """Features at the supervised tokens.
 
         Args:
-            partition: of :meth:`split`.
+            partition: of this pass.
             features: (B, V + K, C), the heavy network's outputs at ``partition.present``.
             queries: (L, C), mask token + position of every grid position.
 
@@ -167,23 +223,29 @@ class PartialReconstruction(nn.Module):
         """(B, n) int64 positions whose prediction the loss needs: kept, then thrown."""
         return partition.masked if self.supervises_thrown else partition.kept
 
-    def at_supervised(self, values: Tensor) -> Tensor:
-        """Values (B, L, D) or (B, L) at the supervised positions of the last :meth:`split`."""
-        assert self.supervised_index is not None, 'split() comes first'
-        if values.dim() == 2:
-            return values.gather(1, self.supervised_index)
-        return gather_tokens(values, self.supervised_index)
+    def at_supervised(self, values: Tensor, partition: TokenPartition) -> Tensor:
+        """Values (B, L, D) or (B, L) at the :meth:`supervised` positions."""
+        index = self.supervised(partition)
+        return values.gather(1, index) if values.dim() == 2 else gather_tokens(values, index)
 
-    def loss_mask(self, mask: Tensor) -> Tensor:
-        """The mask (B, L) for the framework's loss after the last :meth:`split`.
-
-        The framework's own one, unless thrown tokens weigh differently.
-        """
-        weight = self.thrown_weight if self.supervises_thrown else 0.0
-        if weight == 1.0 or self.thrown is None:
+    def loss_mask(self, mask: Tensor, partition: TokenPartition) -> Tensor:
+        """The mask (B, L) for the framework's loss: its own, unless thrown tokens weigh differently."""
+        if not self.changes_loss:
             return mask
+        weight = self.thrown_weight if self.supervises_thrown else 0.0
         mask = mask if mask.is_floating_point() else mask.float()
-        return mask.scatter(1, self.thrown, torch.full_like(mask, weight))
+        return mask.scatter(1, partition.thrown, torch.full_like(mask, weight))
+
+    def unused(self) -> Tensor | float:
+        """Zero with every parameter in its graph, for steps that throw nothing.
+
+        DistributedDataParallel waits for the gradient of every parameter.
+        """
+        return sum(parameter.sum() * 0 for parameter in self.parameters())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles begin with no pass under way."""
+        return {**self.__dict__, '_pass': None}
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""

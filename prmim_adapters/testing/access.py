@@ -9,47 +9,45 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..adapters.base import attachment_of, partial_of
-from ..core import TokenPartition, sincos_positions
+from ..adapters import attachment_of, partial_of
+from ..core import RaggedPartition, TokenPartition, sincos_positions
+
+Recorded = list[tuple[Tensor, TokenPartition]]
 
 
 @contextmanager
-def recorded_partitions(model: nn.Module) -> Iterator[list[tuple[Tensor, TokenPartition]]]:
-    """The masks that the model partitions, with their partitions, in order."""
-    partial: Any = partial_of(model)
-    seen: list[tuple[Tensor, TokenPartition]] = []
-    original = partial.split
+def recorded_partitions(model: nn.Module) -> Iterator[Recorded]:
+    """A list that fills with masks (n, L) and their partitions, in order.
 
-    def split(mask: Tensor, *args: Any, **kwargs: Any) -> TokenPartition:
-        seen.append((mask, original(mask, *args, **kwargs)))
-        return seen[-1][1]
+    Ragged masks give one pair for each number of masked tokens.
+    """
+    seen: Recorded = []
 
-    partial.split = split
+    def record(module: nn.Module, args: tuple[Any, ...], made: Any) -> None:
+        groups = made if isinstance(made, RaggedPartition) else [(slice(None), made)]
+        seen.extend((args[0][index], partition) for index, partition in groups)
+
+    handle = partial_of(model).register_forward_hook(record)
     try:
         yield seen
     finally:
-        del partial.split
+        handle.remove()
 
 
 @contextmanager
 def nothing_thrown(model: nn.Module) -> Iterator[None]:
     """The adapter's own path, with every masked token kept."""
-    partial: Any = partial_of(model)
-    original = partial.split
-
-    def split(mask: Tensor, num_masked: int | None = None, num_thrown: int | None = None) -> Any:
-        return original(mask, num_masked, 0)
-
-    partial.split = split
+    partial = partial_of(model)
+    ratio, partial.throw_ratio = partial.throw_ratio, 0.0
     try:
         yield
     finally:
-        del partial.split
+        partial.throw_ratio = ratio
 
 
 def added_positions(model: nn.Module, queries: Tensor) -> Tensor | None:
     """Positions (L, C) in the queries that the framework's own tokens do not have, if any."""
-    if attachment_of(model).adapter.absolute_positions:
+    if attachment_of(model).seams.absolute_positions:
         return None
     grid = partial_of(model).grid
     return sincos_positions(grid, queries.shape[1]).to(queries)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..accounting.batch import seeded
 from ..adapters import partial_of
-from ..core import TokenPartition, scatter_tokens
+from ..core import RaggedPartition, TokenPartition, scatter_tokens
 
 VISIBLE, KEPT, THROWN = range(3)
 
@@ -65,12 +65,7 @@ def observe(model: Any, batch: dict[str, Any], seed: int = 0) -> Observation:
     inputs = views[0] if isinstance(views, (list, tuple)) else views
     if not partitions:
         raise ValueError('nothing was partitioned: with throw_ratio=0 the model is the original')
-    if len(partitions) > 1:
-        raise ValueError(
-            f'the images have masks of {len(partitions)} different sizes, as in iBOT: only masks of '
-            'one size can be shown'
-        )
-    partition = _of_first(partitions[0], len(inputs))
+    partition = _of_first(_of_one_size(partitions[0]), len(inputs))
     roles = _roles(partition)
     images = _to_rgb(model, inputs)
     reconstruction = None
@@ -81,6 +76,17 @@ def observe(model: Any, batch: dict[str, Any], seed: int = 0) -> Observation:
     return Observation(images, roles, reconstruction)
 
 
+def _of_one_size(partition: TokenPartition | RaggedPartition) -> TokenPartition:
+    if isinstance(partition, TokenPartition):
+        return partition
+    if len(partition) > 1:
+        raise ValueError(
+            f'the images have masks of {len(partition)} different sizes, as in iBOT: only masks of '
+            'one size can be shown'
+        )
+    return partition.groups[0][1]
+
+
 def _of_first(partition: TokenPartition, size: int) -> TokenPartition:
     """The partition of the first view, where a batch of views went through the model at once."""
     names = ('visible', 'kept', 'thrown')
@@ -88,27 +94,19 @@ def _of_first(partition: TokenPartition, size: int) -> TokenPartition:
 
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[tuple[list[TokenPartition], list[tuple]]]:
+def _recorded(model: nn.Module) -> Iterator[tuple[list, list[tuple]]]:
     """Lists that fill with the partitions and with the arguments of the loss module."""
     partial = partial_of(model)
-    partitions: list[TokenPartition] = []
+    partitions: list[TokenPartition | RaggedPartition] = []
     losses: list[tuple] = []
-    split = partial.split
-
-    def recording_split(*args: Any, **kwargs: Any) -> TokenPartition:
-        partitions.append(split(*args, **kwargs))
-        return partitions[-1]
-
-    partial.__dict__['split'] = recording_split
+    handles = [partial.register_forward_hook(lambda _, args, made: partitions.append(made))]
     loss_module = getattr(getattr(model, 'head', None), 'loss_module', None)
-    handle = None
     if isinstance(loss_module, nn.Module):
-        handle = loss_module.register_forward_pre_hook(lambda _, args: losses.append(args))
+        handles.append(loss_module.register_forward_pre_hook(lambda _, args: losses.append(args)))
     try:
         yield partitions, losses
     finally:
-        del partial.__dict__['split']
-        if handle is not None:
+        for handle in handles:
             handle.remove()
 
 

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 import prmim_adapters as prmim
 from prmim_adapters.adapters import partial_of
+from prmim_adapters.testing import recorded_partitions
 
 modules = pytest.importorskip(
     'lightly.models.modules', reason="needs lightly: pip install 'prmim-adapters[lightly]'"
@@ -114,27 +115,18 @@ def test_ratio_zero_and_own_path_are_lightly(build, registers):
     expected = run(build(registers))
     assert torch.equal(run(attached(build(registers), throw_ratio=0)), expected)
     model = attached(build(registers))
-    partial = partial_of(model.decoder)
-    split = partial.split
-    partial.split = lambda mask: split(mask, None, 0)
+    partial_of(model.decoder).throw_ratio = 0.0
     assert_close(run(model), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_blocks_see_present_tokens_and_masks_are_found(build):
     model, seen = attached(build()), []
     blocks_of(model.decoder)[0].register_forward_pre_hook(lambda m, a: seen.append(a[0].shape[1]))
-    partial, masks = partial_of(model.decoder), []
-    split = partial.split
-
-    def record(mask):
-        masks.append(mask)
-        return split(mask)
-
-    partial.split = record
     torch.manual_seed(1)
-    _, masked = model(images())
+    with recorded_partitions(model.decoder) as partitions:
+        _, masked = model(images())
     assert seen == [1 + 16 + 16]
-    assert torch.equal(masks[0], torch.zeros(3, 64).scatter(1, masked, 1).bool())
+    assert torch.equal(partitions[0][0], torch.zeros(3, 64).scatter(1, masked, 1).bool())
 
 
 def test_every_parameter_is_used_and_training_goes_on(build):
@@ -183,7 +175,7 @@ def test_errors(build):
     with pytest.raises(ValueError, match='cannot throw 51 tokens'):
         run(attached(build(), throw_ratio=0.8))
     decoder = modules.MaskedVisionTransformerDecoderTIMM(60, 32, 1, 2, initialize_weights=False)
-    with pytest.raises(ValueError, match='num_patches=60 is no square'):
+    with pytest.raises(ValueError, match='num_patches=60, but the grid is 8x8'):
         prmim.attach(decoder)
     with pytest.raises(TypeError, match='no adapter'):
         prmim.attach(build())

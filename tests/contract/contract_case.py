@@ -18,6 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prmim_adapters.adapters import partial_of
+from prmim_adapters.testing import recorded_partitions
+from prmim_adapters.testing.access import Recorded
+
 Batch = dict[str, Any]
 
 
@@ -60,12 +64,17 @@ def pixel_target_saliency(model: nn.Module, batch: Batch) -> Tensor:
         return (pred, seen['target'], *rest)
 
     handle = model.head.loss_module.register_forward_pre_hook(watch)
-    total(plain_losses(model, batch)).backward()
+    with recorded_partitions(model) as partitions:
+        total(plain_losses(model, batch)).backward()
     handle.remove()
-    partial = model.neck.partial
-    rows = seen['target'].grad.abs().sum(-1)
-    length = partial.grid[0] * partial.grid[1]
-    return rows.new_zeros(rows.shape[0], length).scatter(1, partial.supervised_index, rows)
+    return on_grid(model, partitions, seen['target'].grad.abs().sum(-1))
+
+
+def on_grid(model: nn.Module, partitions: Recorded, rows: Tensor) -> Tensor:
+    """Rows (B, n) at the supervised tokens of one partition -> (B, L), zeros elsewhere."""
+    partition = partitions[0][1]
+    index = partial_of(model).supervised(partition)
+    return rows.new_zeros(len(rows), partition.length).scatter(1, index, rows)
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,6 @@ class Case:
         images: the images of a batch that the encoder sees, each (B, 3, H, W).
         saliency: (B, L) dependence of the loss on each token's target.
         losses: runs the loss path of a model.
-        equals_at_zero: False where upstream has a defect that the adapter mends (say which).
         compiles_whole: False where the framework's own forward breaks the compiled graph.
         checkpointing: (attribute path, value) pairs that switch on activation checkpointing.
     """
@@ -109,7 +117,6 @@ class Case:
     tokens_seen: Callable[[Any], int] = lambda args: args[0].shape[1]
     saliency: Callable[[nn.Module, Batch], Tensor] = pixel_target_saliency
     losses: Callable[[nn.Module, Batch], dict[str, Tensor]] = plain_losses
-    equals_at_zero: bool = True
     compiles_whole: bool = True
     checkpointing: tuple[tuple[str, Any], ...] = ()
 

@@ -13,7 +13,7 @@ import prmim_adapters as prmim
 from prmim_adapters.accounting import count_macs
 from prmim_adapters.adapters import partial_of
 from prmim_adapters.openmmlab.compat import make_compilable
-from prmim_adapters.testing.access import recorded_partitions
+from prmim_adapters.testing import recorded_partitions
 
 
 def attached(case: Case, **options):
@@ -28,8 +28,6 @@ def gradients(model) -> dict[str, torch.Tensor | None]:
 # 1. ratio 0 is the framework
 @pytest.mark.parametrize('aggregator', ['cross_attention', None])
 def test_ratio_zero_equals_the_framework(case, aggregator):
-    if not case.equals_at_zero:
-        pytest.skip('upstream misplaces tokens here; the adapter does not, see its docstring')
     framework, ours = case.model(), attached(case, throw_ratio=0, aggregator=aggregator)
     expected, actual = case.loss(framework), case.loss(ours)
     assert_close(actual, expected, rtol=1e-6, atol=0)

@@ -18,7 +18,7 @@ def pipeline(stages: int = 1, **options) -> PartialReconstruction:
 
 def run(partial, mask, seed: int = 0):
     torch.manual_seed(seed)
-    partition = partial.split(mask)
+    partition = partial(mask)
     features = torch.randn(len(mask), partition.present.shape[1], WIDTH, requires_grad=True)
     rows = partial.reconstruct(partition, features, torch.zeros(36, WIDTH))
     return partition, features, rows
@@ -32,7 +32,8 @@ def test_rows_are_kept_then_thrown():
     assert torch.equal(rows[:, :9], features[:, 9:])
     expected = Distance(WIDTH, GRID)(features, partition, torch.zeros(36, WIDTH))
     assert_close(rows[:, 9:], expected)
-    assert torch.equal(partial.supervised_index, partition.masked)
+    assert torch.equal(partial.supervised(partition), partition.masked)
+    assert partial.take(2) is partition
 
 
 def test_plain_partial_reconstruction_drops_thrown_tokens():
@@ -41,7 +42,7 @@ def test_plain_partial_reconstruction_drops_thrown_tokens():
     partition, features, rows = run(partial, mask)
     assert torch.equal(rows, features[:, 9:])
     assert torch.equal(partial.supervised(partition), partition.kept)
-    weights = partial.loss_mask(mask.float())
+    weights = partial.loss_mask(mask.float(), partition)
     assert torch.equal(weights.sum(1), torch.full((2,), 9.0))
     assert (weights.gather(1, partition.kept) == 1).all()
 
@@ -50,11 +51,11 @@ def test_thrown_weight():
     mask = random_mask(2, 36, 27)
     partial = pipeline(thrown_weight=0.25)
     partition, *_ = run(partial, mask)
-    weights = partial.loss_mask(mask)
+    weights = partial.loss_mask(mask, partition)
     assert (weights.gather(1, partition.thrown) == 0.25).all()
     assert (weights.gather(1, partition.kept) == 1).all()
     assert (weights.gather(1, partition.visible) == 0).all()
-    assert pipeline().loss_mask(mask) is mask
+    assert pipeline().loss_mask(mask, partition) is mask
 
 
 def test_stop_gradient_keeps_thrown_tokens_from_the_heavy_network():

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 import prmim_adapters.upstream as prmim
-from prmim_adapters.adapters import ADAPTERS, Adapter, partial_of
+from prmim_adapters.adapters import ADAPTERS, Seams, partial_of
 from prmim_adapters.core import sampling
 
 
@@ -23,29 +23,15 @@ class PRModel(Model):
     """Attached."""
 
 
-class ModelAdapter(Adapter):
+def adapter(model):
     """4 x 4 tokens of 8 channels."""
-
-    classes = {Model: PRModel}
-    host = ''
-
-    @classmethod
-    def grid(cls, model):
-        return 4, 4
-
-    @classmethod
-    def width(cls, model):
-        return 8
-
-    @classmethod
-    def num_masked(cls, model):
-        return 12
+    return Seams(host='', classes={Model: PRModel}, grid=(4, 4), width=8, num_masked=12)
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     key = f'{Model.__module__}.{Model.__qualname__}'
-    monkeypatch.setitem(ADAPTERS._entries, key, ModelAdapter)
+    monkeypatch.setitem(ADAPTERS._entries, key, adapter)
     for variable, _, _ in prmim.patched.OPTIONS.values():
         monkeypatch.setenv(variable, 'to be removed')
         monkeypatch.delenv(variable)

@@ -88,7 +88,7 @@ class PRMyEncoder(MyEncoder):
         """Features (B, L, C), zeros at positions that carry no loss."""
         if mask is None:
             return super().forward(images)
-        partition = self.partial.split(mask)
+        partition = self.partial(mask)
         features = self.blocks(gather_tokens(self.tokens(images, mask), partition.present))
         queries = self.mask_token + self.position
         masked = self.partial.reconstruct(partition, features, queries)
@@ -100,28 +100,18 @@ class PRMyHead(MyHead):
 
     def loss(self, features: Tensor, images: Tensor, mask: Tensor) -> Tensor:
         """As the parent's."""
-        return super().loss(features, images, self.partial.loss_mask(mask))
+        mask = self.partial.loss_mask(mask, self.partial.take(len(mask)))
+        return super().loss(features, images, mask)
 
 
 @prmim.ADAPTERS.register_module(framework='my_mim.MyMIM')
-class MyAdapter(prmim.Adapter):
+def my_mim(model: MyMIM) -> prmim.Seams:
     """Seams: the encoder, which is the heavy network, and the head's loss."""
-
-    classes = {MyEncoder: PRMyEncoder, MyHead: PRMyHead}
-    host = 'backbone'
-    guests = ('head',)
-
-    @classmethod
-    def grid(cls, model: MyMIM) -> tuple[int, int]:
-        """(H, W) in tokens."""
-        return model.backbone.grid
-
-    @classmethod
-    def width(cls, model: MyMIM) -> int:
-        """Channels of the features."""
-        return model.backbone.position.shape[1]
-
-    @classmethod
-    def num_masked(cls, model: MyMIM) -> int:
-        """Masked tokens per image."""
-        return model.num_masked
+    return prmim.Seams(
+        host='backbone',
+        guests=('head',),
+        classes={MyEncoder: PRMyEncoder, MyHead: PRMyHead},
+        grid=model.backbone.grid,
+        width=model.backbone.position.shape[1],
+        num_masked=model.num_masked,
+    )

@@ -22,14 +22,20 @@ from transformers.models.swin.modeling_swin import (
 )
 
 from ...core import PartialReconstruction
-from ...core.partition import Grid
-from ...packed.swin import Stage, SwinBlock, encode_units, microsoft_merging, unit_grid
+from ...packed.swin import (
+    Stage,
+    SwinBlock,
+    encode_units,
+    microsoft_merging,
+    unit_grid,
+    unit_side,
+)
 from ...packed.units import Units, unit_mask
 from ...packed.windows import WindowAttention
-from ..base import Adapter
 from ..dense import dense_features, feature_map, fixed_positions
 from ..registry import ADAPTERS
-from .vit import reweighted, saved_as_upstream
+from ..seams import Seams
+from .vit import check_size, reweighted, saved_as_upstream
 
 
 class PRSwinModel(SwinModel):
@@ -45,13 +51,15 @@ class PRSwinModel(SwinModel):
         **kwargs: Any,
     ) -> Any:
         """pixel_values (B, 3, H, W), bool_masked_pos (B, h * w), 1 = masked, constant in a unit."""
-        if bool_masked_pos is None or self.partial.num_thrown == 0:
+        if bool_masked_pos is None:
             return super().forward(
                 pixel_values, bool_masked_pos, interpolate_pos_encoding, **kwargs
             )
         tokens, size = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
         grid, token = self.partial.grid, self.embeddings.mask_token
-        partition = self.partial.split(unit_mask(bool_masked_pos.reshape(-1, *size), grid))
+        check_size(self.partial, size[0] * size[1] // unit_side(self.num_layers) ** 2)
+        mask = unit_mask(bool_masked_pos.reshape(-1, *size), grid)
+        partition = self.partial(mask, loss_reads=self.partial.changes_loss)
         units = Units(partition.present, grid)
         tokens = units.gather(feature_map(tokens, size))
         features = self.layernorm(encode_units(tokens, _stages(self.encoder.layers, size), units))
@@ -120,27 +128,20 @@ def _describe(block: Any, smallest: int, recompute: bool) -> SwinBlock:
 @ADAPTERS.register_module(
     framework='transformers.models.swin.modeling_swin.SwinForMaskedImageModeling'
 )
-class SwinForMaskedImageModelingAdapter(Adapter):
+def swin(model: Any) -> Seams:
     """Seam: the encoder."""
-
-    classes = {
-        SwinModel: PRSwinModel,
-        SwinForMaskedImageModeling: PRSwinForMaskedImageModeling,
-    }
-    host = 'swin'
-    guests = ('',)
-    absolute_positions = False
-
-    @classmethod
-    def grid(cls, model: Any) -> Grid:
-        """Units in (height, width)."""
-        swin = model.swin
-        height, width = swin.embeddings.patch_grid
-        return unit_grid(
-            height, width, swin.num_layers, model.config.patch_size, 'config.image_size'
-        )
-
-    @classmethod
-    def width(cls, model: Any) -> int:
-        """Channels of the last stage."""
-        return model.swin.num_features
+    encoder = model.swin
+    height, width = encoder.embeddings.patch_grid
+    return Seams(
+        host='swin',
+        guests=('',),
+        classes={
+            SwinModel: PRSwinModel,
+            SwinForMaskedImageModeling: PRSwinForMaskedImageModeling,
+        },
+        grid=unit_grid(
+            height, width, encoder.num_layers, model.config.patch_size, 'config.image_size'
+        ),
+        width=encoder.num_features,
+        absolute_positions=False,
+    )

@@ -28,12 +28,12 @@ from transformers.models.vit_mae.modeling_vit_mae import (
     ViTMAEForPreTraining,
 )
 
-from ...core import PartialReconstruction, TokenPartition, gather_tokens
+from ...core import PartialReconstruction, gather_tokens
 from ...core.partition import Grid
-from ..base import Adapter, patch_grid
-from ..dense import changes_loss, dense_features, weighted_l1
+from ..dense import dense_features, weighted_l1
 from ..mae_decoder import decode_in_place
 from ..registry import ADAPTERS
+from ..seams import Seams, patch_grid
 
 Class = TypeVar('Class', bound=type)
 
@@ -56,8 +56,7 @@ class PRViTMAEDecoder(ViTMAEDecoder):
         self, hidden_states: Tensor, ids_restore: Tensor, interpolate_pos_encoding: bool = False
     ) -> ViTMAEDecoderOutput:
         """hidden_states (B, 1 + V, C), ids_restore (B, L) -> logits (B, L, D)."""
-        if self.partial.num_thrown == 0:
-            return super().forward(hidden_states, ids_restore, interpolate_pos_encoding)
+        check_size(self.partial, ids_restore.shape[1])
         logits = decode_in_place(
             self, self.decoder_layers, self.partial, hidden_states, ids_restore
         )
@@ -79,7 +78,7 @@ class PRViTMAEForPreTraining(ViTMAEForPreTraining):
     ) -> Any:
         """Upstream's output for pixel_values (B, 3, H, W) and noise (B, L)."""
         output = super().forward(pixel_values, noise, interpolate_pos_encoding, **kwargs)
-        if not changes_loss(self.partial):
+        if not self.partial.changes_loss:
             return output
         target = self.patchify(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         if self.config.norm_pix_loss:
@@ -87,7 +86,7 @@ class PRViTMAEForPreTraining(ViTMAEForPreTraining):
             target = (target - mean) / (variance + 1e-6).sqrt()
         names = isinstance(output, dict)
         logits, mask = (output.logits, output.mask) if names else output[1:3]
-        weights = self.partial.loss_mask(mask)
+        weights = self.partial.loss_mask(mask, self.partial.take(len(mask)))
         loss = ((logits - target) ** 2).mean(-1).mul(weights).sum() / weights.sum()
         if not names:
             return (loss, *output[1:])
@@ -99,7 +98,6 @@ class PRViTEmbeddings(ViTEmbeddings):
     """Embeds all patches, returns the present ones."""
 
     partial: PartialReconstruction
-    partition: TokenPartition | None = None
 
     def forward(
         self,
@@ -109,11 +107,11 @@ class PRViTEmbeddings(ViTEmbeddings):
     ) -> Tensor:
         """pixel_values (B, 3, H, W), bool_masked_pos (B, L), 1 = masked -> (B, 1 + N, C)."""
         tokens = super().forward(pixel_values, bool_masked_pos, interpolate_pos_encoding)
-        self.partition = None
-        if bool_masked_pos is None or self.partial.num_thrown == 0:
+        if bool_masked_pos is None:
             return tokens
-        self.partition = self.partial.split(bool_masked_pos.flatten(1).bool())
-        patches = gather_tokens(tokens[:, 1:], self.partition.present)
+        check_size(self.partial, tokens.shape[1] - 1)
+        partition = self.partial(bool_masked_pos.flatten(1).bool())
+        patches = gather_tokens(tokens[:, 1:], partition.present)
         return torch.cat((tokens[:, :1], patches), dim=1)
 
 
@@ -131,9 +129,11 @@ class PRViTModel(ViTModel):
     ) -> Any:
         """Upstream's output for pixel_values (B, 3, H, W), bool_masked_pos (B, L), 1 = masked."""
         output = super().forward(pixel_values, bool_masked_pos, interpolate_pos_encoding, **kwargs)
-        partition, self.embeddings.partition = self.embeddings.partition, None
-        if partition is None:
+        if bool_masked_pos is None:
             return output
+        partition = self.partial.current()
+        if not self.partial.changes_loss:
+            self.partial.take(len(bool_masked_pos))
         names = isinstance(output, dict)
         tokens = output.last_hidden_state if names else output[0]
         queries = self.embeddings.mask_token[0] + self.embeddings.position_embeddings[0, 1:]
@@ -170,17 +170,34 @@ def reweighted(
     bool_masked_pos: Tensor | None,
 ) -> Any:
     """The output of a masked image model with the weights of thrown tokens in its loss."""
-    if pixel_values is None or bool_masked_pos is None or not changes_loss(partial):
+    if pixel_values is None or bool_masked_pos is None or not partial.changes_loss:
         return output
     names = isinstance(output, dict)
     reconstruction = output.reconstruction if names else output[1]
-    side = round(bool_masked_pos.flatten(1).shape[1] ** 0.5)
-    mask = bool_masked_pos.reshape(-1, side, side)
-    loss = weighted_l1(partial, pixel_values, reconstruction, mask)
+    mask = bool_masked_pos.flatten(1)
+    side = round((mask.shape[1] / (partial.grid[0] * partial.grid[1])) ** 0.5)  # of a unit
+    mask = mask.view(-1, partial.grid[0] * side, partial.grid[1] * side)
+    partition = partial.take(len(mask))
+    loss = weighted_l1(partial, partition, pixel_values, reconstruction, mask)
     if not names:
         return (loss, *output[1:])
     output.loss = loss
     return output
+
+
+def check_size(partial: PartialReconstruction, length: int) -> None:
+    """Refuse images of another size than the config's.
+
+    Raises:
+        ValueError: ``length`` is not the number of tokens that the model was attached with.
+    """
+    height, width = partial.grid
+    if length != height * width:
+        raise ValueError(
+            f'{length} tokens, but the model was attached with {height}x{width}: images of another '
+            'size (interpolate_pos_encoding=True) cannot be thrown from; set config.image_size to '
+            'that of the images'
+        )
 
 
 def _grid(embeddings: Any) -> Grid:
@@ -192,63 +209,39 @@ def _grid(embeddings: Any) -> Grid:
 @ADAPTERS.register_module(
     framework='transformers.models.vit_mae.modeling_vit_mae.ViTMAEForPreTraining'
 )
-class ViTMAEAdapter(Adapter):
+def vit_mae(model: Any) -> Seams:
     """Seam: the decoder."""
-
-    classes = {
-        ViTMAEDecoder: PRViTMAEDecoder,
-        ViTMAEForPreTraining: PRViTMAEForPreTraining,
-    }
-    host = 'decoder'
-    guests = ('',)
-
-    @classmethod
-    def grid(cls, model: Any) -> Grid:
-        """The patch grid of the encoder."""
-        return _grid(model.vit.embeddings)
-
-    @classmethod
-    def width(cls, model: Any) -> int:
-        """Decoder width."""
-        return model.decoder.decoder_embed.out_features
-
-    @classmethod
-    def num_masked(cls, model: Any) -> int:
-        """As ``ViTMAEEmbeddings.random_masking`` counts them."""
-        length = model.vit.embeddings.patch_embeddings.num_patches
-        return length - int(length * (1 - model.config.mask_ratio))
-
-    @classmethod
-    def num_prefix(cls, model: Any) -> int:
-        """The cls token."""
-        return 1
+    embeddings = model.vit.embeddings
+    length = embeddings.patch_embeddings.num_patches
+    return Seams(
+        host='decoder',
+        guests=('',),
+        classes={
+            ViTMAEDecoder: PRViTMAEDecoder,
+            ViTMAEForPreTraining: PRViTMAEForPreTraining,
+        },
+        grid=_grid(embeddings),
+        width=model.decoder.decoder_embed.out_features,
+        # as ViTMAEEmbeddings.random_masking counts them
+        num_masked=length - int(length * (1 - model.config.mask_ratio)),
+        num_prefix=1,
+    )
 
 
 @ADAPTERS.register_module(
     framework='transformers.models.vit.modeling_vit.ViTForMaskedImageModeling'
 )
-class ViTForMaskedImageModelingAdapter(Adapter):
+def vit(model: Any) -> Seams:
     """Seam: what the encoder is given and what it returns."""
-
-    classes = {
-        ViTModel: PRViTModel,
-        ViTEmbeddings: PRViTEmbeddings,
-        ViTForMaskedImageModeling: PRViTForMaskedImageModeling,
-    }
-    host = 'vit'
-    guests = ('vit.embeddings', '')
-
-    @classmethod
-    def grid(cls, model: Any) -> Grid:
-        """The patch grid of the encoder."""
-        return _grid(model.vit.embeddings)
-
-    @classmethod
-    def width(cls, model: Any) -> int:
-        """Encoder width."""
-        return model.config.hidden_size
-
-    @classmethod
-    def num_prefix(cls, model: Any) -> int:
-        """The cls token."""
-        return 1
+    return Seams(
+        host='vit',
+        guests=('vit.embeddings', ''),
+        classes={
+            ViTModel: PRViTModel,
+            ViTEmbeddings: PRViTEmbeddings,
+            ViTForMaskedImageModeling: PRViTForMaskedImageModeling,
+        },
+        grid=_grid(model.vit.embeddings),
+        width=model.config.hidden_size,
+        num_prefix=1,
+    )

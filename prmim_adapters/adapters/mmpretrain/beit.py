@@ -26,10 +26,9 @@ from ...core import (
     scatter_tokens,
     table_rows,
 )
-from ...core.partition import Grid
-from ..base import Adapter
 from ..dense import fixed_positions, present_bias
 from ..registry import ADAPTERS
+from ..seams import Seams
 
 
 class Encoded(NamedTuple):
@@ -48,15 +47,16 @@ class Encoded(NamedTuple):
     features: tuple[Tensor, ...]
 
 
-def encode_present(backbone: Any, x: Tensor, mask: Tensor) -> Encoded:
+def encode_present(backbone: Any, x: Tensor, mask: Tensor, *, loss_reads: bool = True) -> Encoded:
     """Encode cls + visible + kept tokens.
 
     Args:
         backbone: a BEiTPretrainViT with ``partial``.
         x: images (B, 3, H, W).
         mask: (B, H / patch, W / patch), 1 = masked.
+        loss_reads: the loss will take the partition.
     """
-    partition = backbone.partial.split(mask.flatten(1).bool())
+    partition = backbone.partial(mask.flatten(1).bool(), loss_reads=loss_reads)
     tokens, _ = backbone.patch_embed(x)
     visible = gather_tokens(tokens, partition.visible)
     kept = backbone.mask_token.expand(*partition.kept.shape, -1)
@@ -110,7 +110,9 @@ class PRBEiTPretrainViT(BEiTPretrainViT):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Any:
         """See :func:`encode_present`; without mask, upstream's features of the whole image."""
-        return super().forward(x, None) if mask is None else encode_present(self, x, mask)
+        if mask is None:
+            return super().forward(x, None)
+        return encode_present(self, x, mask, loss_reads=False)
 
 
 class PRBEiT(BEiT):
@@ -164,26 +166,19 @@ class PRBEiT(BEiT):
 
 
 @ADAPTERS.register_module(framework='mmpretrain.models.selfsup.beit.BEiT')
-class BEiTAdapter(Adapter):
-    """Seams: the encoder; the loss, which joins it to neck and head."""
+def beit(model: Any) -> Seams:
+    """Seams: the encoder; the loss, which joins it to neck and head.
 
-    classes = {BEiTPretrainViT: PRBEiTPretrainViT, BEiT: PRBEiT}
-    host = 'backbone'
-    guests = ('',)
-    absolute_positions = False
-
-    @classmethod
-    def grid(cls, model: Any) -> Grid:
-        """The patch grid of the encoder."""
-        check_relative_bias(model.backbone)
-        return tuple(model.backbone.patch_resolution)
-
-    @classmethod
-    def width(cls, model: Any) -> int:
-        """Encoder width; BEiTv2's neck has the same."""
-        return model.backbone.embed_dims
-
-    @classmethod
-    def num_prefix(cls, model: Any) -> int:
-        """The cls token."""
-        return 1
+    Raises:
+        ValueError: every layer has a relative position bias of its own.
+    """
+    check_relative_bias(model.backbone)
+    return Seams(
+        host='backbone',
+        guests=('',),
+        classes={BEiTPretrainViT: PRBEiTPretrainViT, BEiT: PRBEiT},
+        grid=tuple(model.backbone.patch_resolution),
+        width=model.backbone.embed_dims,
+        num_prefix=1,
+        absolute_positions=False,
+    )

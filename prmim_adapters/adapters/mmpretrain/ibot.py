@@ -19,18 +19,16 @@ throwing; CPU time 0.90 and 0.94 of the framework's, at 0.915 of its tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...core import PartialReconstruction
-from ...core.partition import Grid, TokenPartition
+from ...core import PartialReconstruction, RaggedPartition
 from ...frameworks.ibot import IBOT, IBOTViT, MaskedTokens
 from ...packed.sequences import SequenceBlock, encode_sequences, present_sequences
-from ..base import Adapter
 from ..registry import ADAPTERS
+from ..seams import Seams
 
 
 class PRIBOTViT(IBOTViT):
@@ -40,13 +38,13 @@ class PRIBOTViT(IBOTViT):
 
     def encode_masked(self, x: Tensor, mask: Tensor) -> MaskedTokens:
         """Images (N, 3, H, W), mask (N, L) bool, True = masked."""
-        num_thrown = self.partial.thrown_counts(mask.sum(1))
-        share = num_thrown.float().mean() / mask.shape[1]
-        if not int(num_thrown.sum()):
+        groups = self.partial(mask)
+        share = mask.new_tensor(groups.num_thrown / mask.numel(), dtype=torch.float32)
+        if not groups.num_thrown:
             whole = super().encode_masked(x, mask)
-            return whole._replace(cls=whole.cls + self._unused(), log={'thrown_share': share})
+            cls = whole.cls + self.partial.unused()
+            return whole._replace(cls=cls, log={'thrown_share': share})
 
-        groups = self.partial.split_ragged(mask)
         features = self._encode_ragged(present_sequences(self.embed(x, mask), groups))
         positions = self.positions(self.partial.grid)[0, 1:]
         queries = self.mask_token[0] + positions
@@ -56,9 +54,8 @@ class PRIBOTViT(IBOTViT):
         ]
         length = mask.shape[1]
         rows = [(i[:, None] * length + self.partial.supervised(p)).flatten() for i, p in groups]
-        order = torch.cat([i for i, _ in groups]).argsort()
         return MaskedTokens(
-            cls=torch.cat([f[:, 0] for f in features])[order],
+            cls=torch.cat([f[:, 0] for f in features])[groups.order],
             patches=torch.cat(patches),
             rows=torch.cat(rows),
             weight=self._weight(mask, groups),
@@ -72,17 +69,13 @@ class PRIBOTViT(IBOTViT):
         norm = self.ln1 if self.final_norm else nn.Identity()
         return encode_sequences(sequences, map(describe, self.layers), norm)
 
-    def _weight(self, mask: Tensor, groups: Sequence[tuple[Tensor, TokenPartition]]) -> Tensor:
+    def _weight(self, mask: Tensor, groups: RaggedPartition) -> Tensor:
         """(N, L) weight of every token in the loss."""
         weight = mask.float()
         thrown = self.partial.thrown_weight if self.partial.supervises_thrown else 0.0
         for index, partition in groups:
             weight[index[:, None], partition.thrown] = thrown
         return weight
-
-    def _unused(self) -> Tensor | float:
-        """Zero, with the light stage in its graph: every parameter is used in every step."""
-        return sum(p.sum() * 0 for p in self.partial.parameters())
 
 
 def describe(layer: Any) -> SequenceBlock:
@@ -104,23 +97,13 @@ def describe(layer: Any) -> SequenceBlock:
 
 
 @ADAPTERS.register_module(framework='prmim_adapters.frameworks.ibot.IBOT')
-class IBOTAdapter(Adapter):
+def ibot(model: IBOT) -> Seams:
     """Seam: the student's encoder."""
-
-    classes = {IBOTViT: PRIBOTViT}
-    host = 'backbone'
-
-    @classmethod
-    def grid(cls, model: IBOT) -> Grid:
-        """The patch grid of a global crop."""
-        return tuple(model.backbone.patch_resolution)
-
-    @classmethod
-    def width(cls, model: IBOT) -> int:
-        """Encoder width."""
-        return model.backbone.embed_dims
-
-    @classmethod
-    def num_prefix(cls, model: IBOT) -> int:
-        """The cls token."""
-        return 1
+    return Seams(
+        host='backbone',
+        classes={IBOTViT: PRIBOTViT},
+        grid=tuple(model.backbone.patch_resolution),
+        width=model.backbone.embed_dims,
+        num_prefix=1,
+        ragged=True,
+    )

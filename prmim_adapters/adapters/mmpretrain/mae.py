@@ -6,8 +6,8 @@ Modifications:
   layer on supervised tokens, and returns those rows only.
 * The heads hand target and mask at the same rows to the framework's own loss module.
 * With a backbone that emits no cls token (HiViT) no prefix is assumed. Upstream takes the first
-  visible token for the cls token there, which shifts every visible token by one position; this
-  adapter puts each token at its own position, so ratio 0 does not reproduce upstream for HiViT.
+  visible token for the cls token there, which shifts every visible token by one position; while
+  tokens are thrown, each is put at its own position.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ...core import PartialReconstruction
 from ...core.partition import Grid
-from ..base import Adapter, patch_grid
 from ..mae_decoder import decode_supervised
 from ..registry import ADAPTERS
+from ..seams import Seams, patch_grid
 
 
 class PRMAEPretrainDecoder(MAEPretrainDecoder):
@@ -40,7 +40,8 @@ class PRMAEPretrainDecoder(MAEPretrainDecoder):
         Returns:
             (B, n, D) predictions at the supervised positions: kept, then thrown.
         """
-        return decode_supervised(self, self.decoder_blocks, self.partial, x, ids_restore)
+        rows, _ = decode_supervised(self, self.decoder_blocks, self.partial, x, ids_restore)
+        return rows
 
 
 class PRMAEPretrainHead(MAEPretrainHead):
@@ -48,14 +49,12 @@ class PRMAEPretrainHead(MAEPretrainHead):
 
     partial: PartialReconstruction
 
-    def construct_target(self, target: Tensor) -> Tensor:
-        """Patches (B, n, D) at the supervised positions."""
-        return self.partial.at_supervised(super().construct_target(target))
-
     def loss(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Upstream's loss: pred (B, n, D), target (B, C, H, W) image, mask (B, L)."""
-        mask = self.partial.at_supervised(self.partial.loss_mask(mask))
-        return super().loss(pred, target, mask)
+        partition = self.partial.take(len(pred))
+        target = self.partial.at_supervised(self.construct_target(target), partition)
+        mask = self.partial.loss_mask(mask, partition)
+        return self.loss_module(pred, target, self.partial.at_supervised(mask, partition))
 
 
 class PRMIMHead(MIMHead):
@@ -66,50 +65,42 @@ class PRMIMHead(MIMHead):
     def loss(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Upstream's loss: pred (B, n, D), target (B, L, D), mask (B, L)."""
         assert mask is not None, 'EVA always hands its mask on'
-        mask = self.partial.at_supervised(self.partial.loss_mask(mask))
-        return super().loss(pred, self.partial.at_supervised(target), mask)
+        partition = self.partial.take(len(pred))
+        target = self.partial.at_supervised(target, partition)
+        mask = self.partial.loss_mask(mask, partition)
+        return super().loss(pred, target, self.partial.at_supervised(mask, partition))
 
 
 @ADAPTERS.register_module(framework='mmpretrain.models.selfsup.mae.MAE')
 @ADAPTERS.register_module(framework='mmpretrain.models.selfsup.eva.EVA')
-class MAEAdapter(Adapter):
-    """Seam: the decoder, which mmpretrain calls the neck. MFF is a subclass of MAE."""
+def mae(model: Any) -> Seams:
+    """Seam: the decoder, which mmpretrain calls the neck. MFF is a subclass of MAE.
 
-    classes = {
-        MAEPretrainDecoder: PRMAEPretrainDecoder,
-        MAEPretrainHead: PRMAEPretrainHead,
-        MIMHead: PRMIMHead,
-    }
-    host = 'neck'
-    guests = ('head',)
-
-    @classmethod
-    def grid(cls, model: Any) -> Grid:
-        """The patch grid of the encoder, checked against the decoder's."""
-        backbone, decoder = model.backbone, model.neck
-        height, width = patch_grid(*_sizes(backbone), where='backbone.img_size')
-        if height * width != decoder.num_patches:
-            raise ValueError(
-                f'backbone makes {height}x{width} = {height * width} patches, but '
-                f'neck.num_patches={decoder.num_patches}: set neck.num_patches={height * width}'
-            )
-        return height, width
-
-    @classmethod
-    def width(cls, model: Any) -> int:
-        """Decoder width."""
-        return model.neck.decoder_pred.in_features
-
-    @classmethod
-    def num_masked(cls, model: Any) -> int:
-        """As ``MAEViT.random_masking`` counts them."""
-        length = model.neck.num_patches
-        return length - int(length * (1 - model.backbone.mask_ratio))
-
-    @classmethod
-    def num_prefix(cls, model: Any) -> int:
-        """One cls token; none from HiViT."""
-        return 0 if isinstance(model.backbone, HiViT) else 1
+    Raises:
+        ValueError: encoder and decoder disagree about the patch grid.
+    """
+    backbone, decoder = model.backbone, model.neck
+    height, width = patch_grid(*_sizes(backbone), where='backbone.img_size')
+    length = height * width
+    if length != decoder.num_patches:
+        raise ValueError(
+            f'backbone makes {height}x{width} = {length} patches, but '
+            f'neck.num_patches={decoder.num_patches}: set neck.num_patches={length}'
+        )
+    return Seams(
+        host='neck',
+        guests=('head',),
+        classes={
+            MAEPretrainDecoder: PRMAEPretrainDecoder,
+            MAEPretrainHead: PRMAEPretrainHead,
+            MIMHead: PRMIMHead,
+        },
+        grid=(height, width),
+        width=decoder.decoder_pred.in_features,
+        # as MAEViT.random_masking counts them
+        num_masked=length - int(length * (1 - backbone.mask_ratio)),
+        num_prefix=0 if isinstance(backbone, HiViT) else 1,
+    )
 
 
 def _sizes(backbone: Any) -> tuple[Grid, Grid]:

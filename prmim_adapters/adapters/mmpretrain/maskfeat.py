@@ -15,9 +15,8 @@ from mmpretrain.models.selfsup.maskfeat import MaskFeat, MaskFeatViT
 from torch import Tensor
 
 from ...core import PartialReconstruction, gather_tokens, table_rows
-from ...core.partition import Grid
-from ..base import Adapter
 from ..registry import ADAPTERS
+from ..seams import Seams
 from .mae import PRMIMHead
 
 
@@ -38,7 +37,7 @@ class PRMaskFeatViT(MaskFeatViT):
         """
         if mask is None:
             return super().forward(x, None)
-        partition = self.partial.split(mask)
+        partition = self.partial(mask)
         positions = self.pos_embed[0, 1:]
         queries = self.mask_token[0] + positions
         visible = gather_tokens(self.patch_embed(x)[0], partition.visible)
@@ -55,24 +54,13 @@ class PRMaskFeatViT(MaskFeatViT):
 
 
 @ADAPTERS.register_module(framework='mmpretrain.models.selfsup.maskfeat.MaskFeat')
-class MaskFeatAdapter(Adapter):
+def maskfeat(model: MaskFeat) -> Seams:
     """Seam: the encoder. ``MaskFeat`` itself needs no change, so it is not among the classes."""
-
-    classes = {MaskFeatViT: PRMaskFeatViT, MIMHead: PRMIMHead}
-    host = 'backbone'
-    guests = ('head',)
-
-    @classmethod
-    def grid(cls, model: MaskFeat) -> Grid:
-        """The patch grid of the encoder."""
-        return tuple(model.backbone.patch_resolution)
-
-    @classmethod
-    def width(cls, model: MaskFeat) -> int:
-        """Encoder width."""
-        return model.backbone.embed_dims
-
-    @classmethod
-    def num_prefix(cls, model: MaskFeat) -> int:
-        """The cls token."""
-        return 1
+    return Seams(
+        host='backbone',
+        guests=('head',),
+        classes={MaskFeatViT: PRMaskFeatViT, MIMHead: PRMIMHead},
+        grid=tuple(model.backbone.patch_resolution),
+        width=model.backbone.embed_dims,
+        num_prefix=1,
+    )

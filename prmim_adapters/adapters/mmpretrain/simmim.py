@@ -22,13 +22,12 @@ from mmpretrain.models.selfsup.simmim import SimMIMSwinTransformer
 from torch import Tensor
 
 from ...core import PartialReconstruction, TokenPartition
-from ...core.partition import Grid
 from ...frameworks.simmim_vit import SimMIMViT
 from ...packed.swin import encode_units, unit_grid, unit_side
 from ...packed.units import Units, unit_mask
-from ..base import Adapter
 from ..dense import feature_map, fixed_positions
 from ..registry import ADAPTERS
+from ..seams import Seams
 from .beit import check_relative_bias, encode_present
 from .swin import check_packable, embed_units, stages
 
@@ -45,7 +44,7 @@ class PRSimMIMViT(SimMIMViT):
             x: images (B, 3, H, W).
             mask: (B, H / patch, W / patch), 1 = masked.
         """
-        if mask is None or self.partial.num_thrown == 0:
+        if mask is None:
             return super().forward(x, mask)
         partition, queries, _, features = encode_present(self, x, mask)
         return (_column(self.partial.reconstruct(partition, features[-1][:, 1:], queries)),)
@@ -63,10 +62,10 @@ class PRSimMIMSwinTransformer(SimMIMSwinTransformer):
             x: images (B, 3, H, W).
             mask: (B, H / 4, W / 4), 1 = masked, constant inside every unit.
         """
-        if mask is None or self.partial.num_thrown == 0:
+        if mask is None:
             return super().forward(x, mask)
         grid = self.partial.grid
-        partition = self.partial.split(unit_mask(mask, grid))
+        partition = self.partial(unit_mask(mask, grid))
         tokens = self.drop_after_pos(self._present_tokens(x, partition))
         features = encode_units(tokens, stages(self, grid), Units(partition.present, grid))
         features = getattr(self, f'norm{self.num_layers - 1}')(features)
@@ -99,51 +98,43 @@ class PRSimMIMHead(SimMIMHead):
             target: images (B, 3, H, W).
             mask: (B, H / patch, W / patch), 1 = masked.
         """
-        if self.partial.num_thrown == 0:
-            return super().loss(pred, target, mask)
         grid, side = self.partial.grid, pred.shape[-1] // self.patch_size
-        index = self.partial.supervised_index
-        assert index is not None, 'the backbone has split'
-        patches = Units(index, grid).cut(target)
+        partition = self.partial.take(len(pred))
+        patches = Units(self.partial.supervised(partition), grid).cut(target)
         patches = patches.unflatten(0, (len(target), -1)).transpose(1, 2).flatten(2, 3)
-        weights = self.partial.loss_mask(unit_mask(mask, grid))
-        weights = self.partial.at_supervised(weights).repeat_interleave(side, dim=1)
+        weights = self.partial.loss_mask(unit_mask(mask, grid), partition)
+        weights = self.partial.at_supervised(weights, partition).repeat_interleave(side, dim=1)
         return super().loss(pred, patches, weights[..., None].expand(-1, -1, side))
 
 
 @ADAPTERS.register_module(framework='mmpretrain.models.selfsup.simmim.SimMIM')
-class SimMIMAdapter(Adapter):
-    """Seams: the backbone, and the head's view of image and mask."""
+def simmim(model: Any) -> Seams:
+    """Seams: the backbone, and the head's view of image and mask.
 
-    classes = {
-        SimMIMViT: PRSimMIMViT,
-        SimMIMSwinTransformer: PRSimMIMSwinTransformer,
-        SimMIMHead: PRSimMIMHead,
-    }
-    host = 'backbone'
-    guests = ('head',)
-    absolute_positions = False
-
-    @classmethod
-    def grid(cls, model: Any) -> Grid:
-        """ViT: the patch grid. Swin: the units, one per token of the last stage."""
-        backbone = model.backbone
-        height, width = backbone.patch_resolution
-        if not isinstance(backbone, SimMIMSwinTransformer):
-            check_relative_bias(backbone)
-            return height, width
+    Raises:
+        ValueError: an encoder that cannot run on present tokens or units.
+    """
+    backbone = model.backbone
+    height, width = backbone.patch_resolution
+    is_swin = isinstance(backbone, SimMIMSwinTransformer)
+    if is_swin:
         check_packable(backbone)
-        return unit_grid(height, width, backbone.num_layers, 4, 'an img_size')
-
-    @classmethod
-    def width(cls, model: Any) -> int:
-        """Channels of the last stage."""
-        return model.neck.decoder[0].in_channels
-
-    @classmethod
-    def num_prefix(cls, model: Any) -> int:
-        """The cls token of a ViT; none in Swin."""
-        return int(isinstance(model.backbone, SimMIMViT))
+        height, width = unit_grid(height, width, backbone.num_layers, 4, 'an img_size')
+    else:
+        check_relative_bias(backbone)
+    return Seams(
+        host='backbone',
+        guests=('head',),
+        classes={
+            SimMIMViT: PRSimMIMViT,
+            SimMIMSwinTransformer: PRSimMIMSwinTransformer,
+            SimMIMHead: PRSimMIMHead,
+        },
+        grid=(height, width),
+        width=model.neck.decoder[0].in_channels,
+        num_prefix=0 if is_swin else 1,
+        absolute_positions=False,
+    )
 
 
 def _column(tokens: Tensor) -> Tensor:

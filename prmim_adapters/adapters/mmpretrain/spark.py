@@ -23,14 +23,12 @@ from mmpretrain.models import SparK, SparKLightDecoder, SparKPretrainHead
 from torch import Tensor, nn
 
 from ...core import PartialReconstruction
-from ...core.partition import Grid, TokenPartition
 from ...packed.convolution import conv3x3, upsample2x
 from ...packed.units import Units
-from ..base import Adapter
 from ..dense import fixed_positions
 from ..registry import ADAPTERS
+from ..seams import Seams
 
-_PARTITION = 'spark_partition'
 _SCALES = 4
 
 
@@ -48,9 +46,7 @@ class PRSparK(SparK):
         """Upstream's active mask (B, 1, f, f), after splitting it."""
         active = super().mask(shape, device, generator)
         length = self.feature_map_size**2
-        partition = self.partial.split(~active.flatten(1), length - self.len_keep)
-        units = Units(partition.present, partition.grid)
-        vars(self.partial)[_PARTITION] = (partition, units)
+        self.partial(~active.flatten(1), length - self.len_keep)
         return active
 
 
@@ -59,8 +55,9 @@ class _Present:
 
     partial: PartialReconstruction
 
-    def _split(self) -> tuple[TokenPartition, Units]:
-        return vars(self.partial)[_PARTITION]
+    def _units(self) -> Units:
+        partition = self.partial.current()
+        return Units(partition.present, partition.grid)
 
 
 class PRConvProjector(_Present, nn.Conv2d):
@@ -68,7 +65,7 @@ class PRConvProjector(_Present, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Project."""
-        _, units = self._split()
+        units = self._units()
         maps = units.cut(input)
         return super().forward(maps) if self.kernel_size[0] == 1 else conv3x3(self, maps, units)
 
@@ -78,7 +75,7 @@ class PRIdentityProjector(_Present, nn.Identity):
 
     def forward(self, input: Tensor) -> Tensor:
         """Cut."""
-        return self._split()[1].cut(input)
+        return self._units().cut(input)
 
 
 class PRSparKLightDecoder(_Present, SparKLightDecoder):
@@ -93,7 +90,7 @@ class PRSparKLightDecoder(_Present, SparKLightDecoder):
         Returns:
             (B, n, D) pixels at the supervised positions: kept, then thrown.
         """
-        partition, units = self._split()
+        partition, units = self.partial.current(), self._units()
         x: Any = 0
         for i, module in enumerate(self.decoder):
             if i < len(to_dec) and to_dec[i] is not None:
@@ -114,52 +111,51 @@ class PRSparKPretrainHead(SparKPretrainHead):
 
     def forward(self, pred: Tensor, target: Tensor, active_mask: Tensor) -> Tensor:
         """Upstream's loss: pred (B, n, D), target (B, C, H, W) image, active_mask (B, 1, f, f)."""
-        mask = self.partial.loss_mask(~active_mask.flatten(1))
-        target = self.partial.at_supervised(self.construct_target(target))
-        return self.loss(pred, target, self.partial.at_supervised(mask))
+        partition = self.partial.take(len(pred))
+        mask = self.partial.loss_mask(~active_mask.flatten(1), partition)
+        target = self.partial.at_supervised(self.construct_target(target), partition)
+        return self.loss(pred, target, self.partial.at_supervised(mask, partition))
 
 
 @ADAPTERS.register_module(framework='mmpretrain.models.selfsup.spark.SparK')
-class SparKAdapter(Adapter):
-    """Seams: the mask, the projections and the decoder, which mmpretrain calls the neck."""
+def spark(model: Any) -> Seams:
+    """Seams: the mask, the projections and the decoder, which mmpretrain calls the neck.
 
-    classes = {
-        SparK: PRSparK,
-        nn.Conv2d: PRConvProjector,
-        nn.Identity: PRIdentityProjector,
-        SparKLightDecoder: PRSparKLightDecoder,
-        SparKPretrainHead: PRSparKPretrainHead,
-    }
-    host = 'neck'
-    guests = ('', 'head', *(f'enc_dec_projectors.{i}' for i in range(_SCALES)))
-    absolute_positions = False
+    Raises:
+        ValueError: a decoder that units do not fit.
+    """
+    _check_decoder(model)
+    size = model.feature_map_size
+    return Seams(
+        host='neck',
+        guests=('', 'head', *(f'enc_dec_projectors.{i}' for i in range(_SCALES))),
+        classes={
+            SparK: PRSparK,
+            nn.Conv2d: PRConvProjector,
+            nn.Identity: PRIdentityProjector,
+            SparKLightDecoder: PRSparKLightDecoder,
+            SparKPretrainHead: PRSparKPretrainHead,
+        },
+        grid=(size, size),
+        width=model.neck.proj.out_channels * model.downsample_raito**2,
+        num_masked=size**2 - model.len_keep,
+        absolute_positions=False,
+    )
 
-    @classmethod
-    def grid(cls, model: Any) -> Grid:
-        """Masked units per column and row; refuses decoders that units do not fit."""
-        if len(model.enc_dec_projectors) != _SCALES:
-            raise ValueError(
-                f'SparK with {len(model.enc_dec_projectors)} scales: set '
-                f'backbone.out_indices=(0, 1, 2, 3), {_SCALES} scales'
-            )
-        if 2 ** len(model.neck.decoder) != model.downsample_raito:
-            raise ValueError(
-                f'the decoder upsamples by {2 ** len(model.neck.decoder)}, but a masked unit has '
-                f'{model.downsample_raito} pixels: set neck.upsample_ratio={model.downsample_raito}'
-            )
-        kernels = {module.upsample.kernel_size[0] for module in model.neck.decoder}
-        if kernels != {4}:
-            raise ValueError(
-                f'neck.kernel_size={sorted(kernels)}: partial reconstruction needs the default, 4'
-            )
-        return model.feature_map_size, model.feature_map_size
 
-    @classmethod
-    def width(cls, model: Any) -> int:
-        """Pixel values of a unit."""
-        return model.neck.proj.out_channels * model.downsample_raito**2
-
-    @classmethod
-    def num_masked(cls, model: Any) -> int:
-        """As ``SparK.mask`` draws them."""
-        return model.feature_map_size**2 - model.len_keep
+def _check_decoder(model: Any) -> None:
+    if len(model.enc_dec_projectors) != _SCALES:
+        raise ValueError(
+            f'SparK with {len(model.enc_dec_projectors)} scales: set '
+            f'backbone.out_indices=(0, 1, 2, 3), {_SCALES} scales'
+        )
+    if 2 ** len(model.neck.decoder) != model.downsample_raito:
+        raise ValueError(
+            f'the decoder upsamples by {2 ** len(model.neck.decoder)}, but a masked unit has '
+            f'{model.downsample_raito} pixels: set neck.upsample_ratio={model.downsample_raito}'
+        )
+    kernels = {module.upsample.kernel_size[0] for module in model.neck.decoder}
+    if kernels != {4}:
+        raise ValueError(
+            f'neck.kernel_size={sorted(kernels)}: partial reconstruction needs the default, 4'
+        )

@@ -4,8 +4,7 @@
 Modifications of ``FCMAE`` in models/fcmae.py:
 * ``forward_decoder`` projects the visible units only, runs its blocks on visible and kept units, and
   its prediction layer on supervised units. It returns (N, L, p * p * 3), which ``forward_loss``
-  takes as well as upstream's map, with zeros at positions that carry no loss. At ratio 0 it is
-  upstream's.
+  takes as well as upstream's map, with zeros at positions that carry no loss.
 * Thrown units are zeros to the depthwise convolution, as masked units are to the encoder, and do
   not enter GRN, whose norm runs over the present units of each image.
 * Reconstructed features are scaled to the magnitude of the kept ones. Upstream has no norm before
@@ -19,7 +18,6 @@ model, 20 % of atto.
 
 from __future__ import annotations
 
-from math import isqrt
 from typing import Any
 
 import torch
@@ -29,10 +27,11 @@ from ...core import PartialReconstruction, scatter_tokens
 from ...core.partition import Grid
 from ...packed.convolution import packed_convnext, packed_pointwise
 from ...packed.units import Units
-from ..base import Adapter
 from ..dense import fixed_positions
 from ..registry import ADAPTERS
+from ..seams import Seams
 from .classes import UpstreamClasses
+from .geometry import embedded_grid
 
 
 class FCMAESeam:
@@ -42,10 +41,8 @@ class FCMAESeam:
 
     def forward_decoder(self: Any, x: Tensor, mask: Tensor) -> Tensor:
         """x (N, C, h, w), mask (N, h * w), 1 = masked -> predictions (N, L, p * p * 3)."""
-        if self.partial.num_thrown == 0:
-            return super().forward_decoder(x, mask)  # type: ignore[misc]
         grid: Grid = (x.shape[2], x.shape[3])
-        partition = self.partial.split(mask.bool())
+        partition = self.partial(mask.bool(), loss_reads=self.partial.changes_loss)
         seen = packed_pointwise(self.proj, Units(partition.visible, grid).gather(x))
         token = self.mask_token.flatten()
         kept = token.to(seen.dtype).expand(*partition.kept.shape, -1)
@@ -60,7 +57,8 @@ class FCMAESeam:
 
     def forward_loss(self: Any, imgs: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
         """Upstream's loss: imgs (N, 3, H, W), pred (N, L, D), mask (N, L), 1 = masked."""
-        mask = self.partial.loss_mask(mask)
+        if self.partial.changes_loss:
+            mask = self.partial.loss_mask(mask, self.partial.take(len(pred)))
         return super().forward_loss(imgs, pred, mask)  # type: ignore[misc]
 
 
@@ -90,20 +88,12 @@ __getattr__ = CLASSES.find
 
 
 @ADAPTERS.register_module(framework='models.fcmae.FCMAE')
-class OriginalFCMAEAdapter(Adapter):
+def fcmae(model: Any) -> Seams:
     """Seam: the decoder. The mask ratio is an argument of ``forward``, so it is checked there."""
-
-    classes = CLASSES
-    host = ''
-    absolute_positions = False
-
-    @classmethod
-    def grid(cls, model: Any) -> Grid:
-        """Masked units per column and row; square, as upstream."""
-        side = isqrt(model.num_patches)
-        return side, side
-
-    @classmethod
-    def width(cls, model: Any) -> int:
-        """Decoder width."""
-        return model.decoder_embed_dim
+    return Seams(
+        host='',
+        classes=CLASSES,
+        grid=embedded_grid(model, model.num_patches, 'num_patches'),
+        width=model.decoder_embed_dim,
+        absolute_positions=False,
+    )

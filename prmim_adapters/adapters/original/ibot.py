@@ -18,19 +18,18 @@ Modifications:
 
 from __future__ import annotations
 
-from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...core import PartialReconstruction
-from ...core.partition import Grid
+from ...core import PartialReconstruction, RaggedPartition
 from ...packed.sequences import SequenceBlock, encode_sequences, present_sequences
-from ..base import Adapter
-from ..dense import changes_loss, dense_features
+from ..dense import dense_features
 from ..registry import ADAPTERS
+from ..seams import Seams
 from .classes import UpstreamClasses
+from .geometry import embedded_grid
 
 
 class VisionTransformerSeam:
@@ -42,25 +41,18 @@ class VisionTransformerSeam:
         self: Any, x: Tensor, return_all_tokens: bool | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """x (N, 3, H, W), mask (N, h, w) bool, True = masked -> (N, 1 + L, C), or cls (N, C)."""
-        if not self.masked_im_modeling or mask is None or self.partial.num_thrown == 0:
+        if not self.masked_im_modeling or mask is None:
             return super().forward(x, return_all_tokens, mask)  # type: ignore[misc]
-        if changes_loss(self.partial):
-            raise ValueError(
-                "iBOT's loss weighs every masked token: aggregator=None and thrown_weight are not "
-                'supported; attach with an aggregator and thrown_weight=1'
-            )
-        flat = mask.flatten(1)
-        if not int(self.partial.thrown_counts(flat.sum(1)).sum()):
-            tokens = super().forward(x, True, mask)  # type: ignore[misc]
-            tokens = tokens + sum(p.sum() * 0 for p in self.partial.parameters())
+        groups = self.partial(mask.flatten(1))
+        if groups.num_thrown:
+            tokens = self._encode_present(self.prepare_tokens(x, mask=mask), groups)
         else:
-            tokens = self._encode_present(self.prepare_tokens(x, mask=mask), flat)
+            tokens = super().forward(x, True, mask) + self.partial.unused()  # type: ignore[misc]
         return_all = self.return_all_tokens if return_all_tokens is None else return_all_tokens
         return tokens if return_all else tokens[:, 0]
 
-    def _encode_present(self: Any, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Embedded tokens (N, 1 + L, C), mask (N, L) -> encoded (N, 1 + L, C)."""
-        groups = self.partial.split_ragged(mask)
+    def _encode_present(self: Any, tokens: Tensor, groups: RaggedPartition) -> Tensor:
+        """Embedded tokens (N, 1 + L, C) -> encoded (N, 1 + L, C)."""
         features = encode_sequences(
             present_sequences(tokens, groups), map(_describe, self.blocks), self.norm
         )
@@ -69,7 +61,7 @@ class VisionTransformerSeam:
         for f, (_, partition) in zip(features, groups, strict=True):
             patches = dense_features(self.partial, partition, f[:, 1:], queries)
             rows.append(torch.cat((f[:, :1], patches), dim=1))
-        out = torch.cat(rows)[torch.cat([i for i, _ in groups]).argsort()]
+        out = torch.cat(rows)[groups.order]
         if self.fc_norm is None:
             return out
         return torch.cat((self.fc_norm(out[:, 1:].mean(1, keepdim=True)), out[:, 1:]), dim=1)
@@ -102,35 +94,30 @@ __getattr__ = CLASSES.find
 
 
 @ADAPTERS.register_module(framework='utils.MultiCropWrapper')
-class OriginalIBOTAdapter(Adapter):
-    """Seam: the student's encoder."""
+def ibot(model: Any) -> Seams:
+    """Seam: the student's encoder.
 
-    classes = CLASSES
-    host = 'backbone'
-
-    @classmethod
-    def grid(cls, model: Any) -> Grid:
-        """The patch grid of a global crop, square."""
-        backbone = model.backbone
-        if not hasattr(backbone, 'masked_im_modeling') or hasattr(backbone, 'layers'):
-            raise TypeError(
-                f'the backbone is a {type(backbone).__module__}.{type(backbone).__qualname__}: '
-                "iBOT's vision transformers are supported, not Swin or convolutional networks"
-            )
-        if not backbone.masked_im_modeling:
-            raise ValueError(
-                'the student has use_masked_im_modeling=False (or this is the teacher): there are '
-                'no masked tokens to throw'
-            )
-        side = isqrt(backbone.patch_embed.num_patches)
-        return side, side
-
-    @classmethod
-    def width(cls, model: Any) -> int:
-        """Encoder width."""
-        return model.backbone.embed_dim
-
-    @classmethod
-    def num_prefix(cls, model: Any) -> int:
-        """The cls token."""
-        return 1
+    Raises:
+        TypeError: not one of iBOT's vision transformers.
+        ValueError: not a student that masks.
+    """
+    backbone = model.backbone
+    if not hasattr(backbone, 'masked_im_modeling') or hasattr(backbone, 'layers'):
+        raise TypeError(
+            f'the backbone is a {type(backbone).__module__}.{type(backbone).__qualname__}: '
+            "iBOT's vision transformers are supported, not Swin or convolutional networks"
+        )
+    if not backbone.masked_im_modeling:
+        raise ValueError(
+            'the student has use_masked_im_modeling=False (or this is the teacher): there are '
+            'no masked tokens to throw'
+        )
+    return Seams(
+        host='backbone',
+        classes=CLASSES,
+        grid=embedded_grid(backbone.patch_embed, backbone.pos_embed.shape[1] - 1, 'pos_embed'),
+        width=backbone.embed_dim,
+        num_prefix=1,
+        ragged=True,
+        owns_loss=False,
+    )

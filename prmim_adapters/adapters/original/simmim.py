@@ -7,7 +7,7 @@ Modifications:
 * ``SwinTransformerForSimMIM.forward`` runs all stages on visible and kept 32-pixel units (see
   ``packed/swin.py``).
 * Both reconstruct the thrown tokens and return the feature map that they always did, so the decoder
-  and ``SimMIM.forward`` are upstream's. At ratio 0 the encoders are upstream's too.
+  and ``SimMIM.forward`` are upstream's.
 * Where thrown tokens weigh differently from kept ones, the loss is upstream's with those weights.
 """
 
@@ -19,10 +19,7 @@ import torch
 from torch import Tensor
 
 from ...core import PartialReconstruction, gather_tokens, table_rows
-from ...core.partition import Grid
-from ..base import Adapter
 from ..dense import (
-    changes_loss,
     dense_features,
     feature_map,
     fixed_positions,
@@ -30,6 +27,7 @@ from ..dense import (
     weighted_l1,
 )
 from ..registry import ADAPTERS
+from ..seams import Seams
 from .classes import UpstreamClasses
 
 
@@ -40,9 +38,8 @@ class VisionTransformerSeam:
 
     def forward(self: Any, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, 3, H, W), mask (B, h, w), 1 = masked -> features (B, C, h, w)."""
-        if self.partial.num_thrown == 0:
-            return super().forward(x, mask)  # type: ignore[misc]
-        partition = self.partial.split(mask.flatten(1).bool())
+        reads = self.partial.changes_loss
+        partition = self.partial(mask.flatten(1).bool(), loss_reads=reads)
         visible = gather_tokens(self.patch_embed(x), partition.visible)
         cls = self.cls_token.expand(x.shape[0], -1, -1)
         kept = self.mask_token.expand(*partition.kept.shape, -1)
@@ -72,8 +69,6 @@ class SwinTransformerSeam:
 
     def forward(self: Any, x: Tensor, mask: Tensor) -> Tensor:
         """x (B, 3, H, W), mask (B, H / 4, W / 4), 1 = masked -> features (B, C, H / 32, W / 32)."""
-        if self.partial.num_thrown == 0:
-            return super().forward(x, mask)  # type: ignore[misc]
         from .swin import encode_units
 
         return encode_units(self, x, mask)
@@ -86,9 +81,10 @@ class SimMIMSeam:
 
     def forward(self: Any, x: Tensor, mask: Tensor) -> Tensor:
         """Upstream's loss of images x (B, 3, H, W) under mask (B, h, w), 1 = masked."""
-        if not changes_loss(self.partial):
+        if not self.partial.changes_loss:
             return super().forward(x, mask)  # type: ignore[misc]
-        return weighted_l1(self.partial, x, self.decoder(self.encoder(x, mask)), mask)
+        reconstruction = self.decoder(self.encoder(x, mask))
+        return weighted_l1(self.partial, self.partial.take(len(x)), x, reconstruction, mask)
 
 
 CLASSES = UpstreamClasses(
@@ -103,36 +99,32 @@ __getattr__ = CLASSES.find
 
 
 @ADAPTERS.register_module(framework='models.simmim.SimMIM')
-class OriginalSimMIMAdapter(Adapter):
-    """Seam: the encoder."""
+def simmim(model: Any) -> Seams:
+    """Seam: the encoder. The grid of a ViT is of patches, that of Swin of units.
 
-    classes = CLASSES
-    host = 'encoder'
-    guests = ('',)
-    absolute_positions = False
+    Raises:
+        ValueError: every block has a relative position bias of its own, or units do not fit.
+    """
+    encoder = model.encoder
+    if hasattr(encoder, 'layers'):
+        from .swin import unit_grid
 
-    @classmethod
-    def grid(cls, model: Any) -> Grid:
-        """ViT: the patch grid. Swin: the units, one per token of the last stage."""
-        encoder = model.encoder
-        if hasattr(encoder, 'layers'):
-            from .swin import unit_grid
-
-            return unit_grid(encoder)
-        if encoder.use_rel_pos_bias:
-            raise ValueError(
-                'MODEL.VIT.USE_RPB=True: every block adds a bias of the full grid, which does not '
-                'fit present tokens; pre-train with USE_RPB=False, USE_SHARED_RPB=True (upstream '
-                'copies the shared bias into every block for fine-tuning)'
-            )
-        return encoder.patch_embed.patch_shape
-
-    @classmethod
-    def width(cls, model: Any) -> int:
-        """Channels of the features that the decoder takes."""
-        return model.encoder.num_features
-
-    @classmethod
-    def num_prefix(cls, model: Any) -> int:
-        """The cls token of a ViT; none in Swin."""
-        return int(hasattr(model.encoder, 'cls_token'))
+        grid = unit_grid(encoder)
+    elif encoder.use_rel_pos_bias:
+        raise ValueError(
+            'MODEL.VIT.USE_RPB=True: every block adds a bias of the full grid, which does not '
+            'fit present tokens; pre-train with USE_RPB=False, USE_SHARED_RPB=True (upstream '
+            'copies the shared bias into every block for fine-tuning)'
+        )
+    else:
+        height, width = encoder.patch_embed.patch_shape
+        grid = height, width
+    return Seams(
+        host='encoder',
+        guests=('',),
+        classes=CLASSES,
+        grid=grid,
+        width=encoder.num_features,
+        num_prefix=int(hasattr(encoder, 'cls_token')),
+        absolute_positions=False,
+    )

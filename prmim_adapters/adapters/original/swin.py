@@ -34,7 +34,8 @@ def encode_units(encoder: Any, images: Tensor, mask: Tensor) -> Tensor:
         mask: (B, H / patch, W / patch), 1 = masked, constant inside every unit.
     """
     grid, token = encoder.partial.grid, encoder.mask_token
-    partition = encoder.partial.split(unit_mask(mask, grid))
+    reads = encoder.partial.changes_loss
+    partition = encoder.partial(unit_mask(mask, grid), loss_reads=reads)
     x = _mask_tokens(encoder.patch_embed(images), mask, token)
     if encoder.ape:
         x = x + encoder.absolute_pos_embed

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 import prmim_adapters as prmim
 from prmim_adapters.accounting import activation_bytes, count_macs
 from prmim_adapters.frameworks.fcmae import masked_units
+from prmim_adapters.testing import recorded_partitions
 
 
 def build(arch=None, embed_dim=32, width=16, img_size=160, execution='packed', depth=2):
@@ -66,13 +67,9 @@ def dense_decoder(neck, latent, partition):
 def test_decoder_equals_the_dense_computation_with_zeroed_units(throw_ratio):
     model = prmim.attach(build(), throw_ratio=throw_ratio, aggregator='distance')
     latent, _, visible = model.backbone(torch.randn(3, 3, 160, 160))
-    partitions = []
-    split = model.neck.partial.split
-    model.neck.partial.__dict__['split'] = lambda *args: (
-        partitions.append(split(*args)) or (partitions[-1])
-    )
-    pred = model.neck(latent, visible)
-    (partition,) = partitions
+    with recorded_partitions(model) as seen:
+        pred = model.neck(latent, visible)
+    ((_, partition),) = seen
     assert torch.equal(partition.visible, visible)
     features = dense_decoder(model.neck, latent, partition)
     present = torch.stack([f[i] for f, i in zip(features, partition.present, strict=True)])

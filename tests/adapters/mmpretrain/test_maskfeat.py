@@ -13,6 +13,7 @@ from mmpretrain.structures import DataSample
 
 import prmim_adapters as prmim
 from prmim_adapters.adapters import partial_of
+from prmim_adapters.testing import recorded_partitions
 
 MASKED, THROWN = 78, 60
 
@@ -57,8 +58,10 @@ def test_encoder_equals_the_dense_one_with_thrown_keys_masked(model, batch):
     model.eval()
     dense = copy.deepcopy(model.backbone)
     prmim.attach(model, throw_ratio=THROWN / 196)
-    found = model.backbone(batch['inputs'], mask_of(batch))
-    thrown, index = partial_of(model).thrown, partial_of(model).supervised_index
+    with recorded_partitions(model) as seen:
+        found = model.backbone(batch['inputs'], mask_of(batch))
+    partition = seen[0][1]
+    thrown, index = partition.thrown, partition.masked
     assert found.shape == (2, 1 + MASKED, 16)
 
     absent = torch.zeros(2, 1, 1, 197, dtype=torch.bool)
@@ -90,9 +93,10 @@ def test_loss_is_the_weighted_mean_over_masked_tokens(model, batch, options, wei
     prmim.attach(model, throw_ratio=THROWN / 196, **options)
     predictions = []
     hook = model.neck.register_forward_hook(lambda m, a, out: predictions.append(out[0]))
-    loss = model.loss(**batch)['loss']
+    with recorded_partitions(model) as seen:
+        loss = model.loss(**batch)['loss']
     hook.remove()
-    index = partial_of(model).supervised_index
+    index = partial_of(model).supervised(seen[0][1])
     hog = model.target_generator(batch['inputs'])
     target = hog.gather(1, index[..., None].expand(-1, -1, 27))
     error = (predictions[0].view(2, -1, 27)[:, 1:] - target).square().mean(-1)

@@ -16,6 +16,7 @@ from mmpretrain.structures import DataSample
 import prmim_adapters as prmim
 from prmim_adapters.adapters import partial_of
 from prmim_adapters.frameworks.simmim_vit import SimMIMViT  # noqa: F401  registers it
+from prmim_adapters.testing import recorded_partitions
 
 CONFIGS = Path(__file__).parents[3] / 'configs' / 'mmpretrain'
 SWIN = dict(
@@ -85,9 +86,11 @@ def test_loss_is_that_of_the_full_picture(kind, options, weight):
     model = prmim.attach(build(kind), throw_ratio=THROWN / 24, **options)
     columns = []
     model.neck.register_forward_pre_hook(lambda module, args: columns.append(args[0]))
-    loss = loss_of(model, images, mask)
+    with recorded_partitions(model) as seen:
+        loss = loss_of(model, images, mask)
 
-    index, thrown = partial_of(model).supervised_index, partial_of(model).thrown
+    partition = seen[0][1]
+    index, thrown = partial_of(model).supervised(partition), partition.thrown
     column = columns[0].squeeze(-1)
     assert column.shape[2] == (MASKED if weight else MASKED - THROWN)
     features = column.new_zeros(2, column.shape[1], 24)
@@ -117,9 +120,9 @@ def test_swin_kept_units_equal_the_dense_masked_network(options):
     model = build('swin', **options).eval()
     dense = copy.deepcopy(model.backbone)
     prmim.attach(model, throw_ratio=THROWN / 24)
-    (column,) = model.backbone(images, mask)
-    thrown = partial_of(model).thrown
-    kept = partial_of(model).supervised_index[:, : MASKED - THROWN]
+    with recorded_partitions(model) as seen:
+        (column,) = model.backbone(images, mask)
+    kept, thrown = seen[0][1].kept, seen[0][1].thrown
 
     absent = torch.zeros(2, 24).scatter(1, thrown, -1e4).view(2, 4, 6)
     for stage, side in zip(dense.stages, (8, 4, 2, 1), strict=True):

@@ -70,7 +70,8 @@ def test_decoder_equals_the_dense_one_on_zero_filled_maps():
     prmim.attach(model, throw_ratio=0.4, aggregator=None)
     torch.manual_seed(1)
     active = model.mask((2, 3, 160, 160), 'cpu')
-    thrown = model.neck.partial.thrown
+    partition = model.neck.partial.current()
+    thrown = partition.thrown
     present = torch.ones(2, 25, dtype=torch.float64)
     present = present.scatter(1, thrown, 0.0).view(2, 1, 5, 5)
     maps = [torch.randn(2, 32 >> i, 5 << i, 5 << i).double() for i in range(4)]
@@ -85,9 +86,9 @@ def test_decoder_equals_the_dense_one_on_zero_filled_maps():
         x = held(block.activate1(block.norm1(block.conv1(x))))
         x = held(block.activate2(block.norm2(block.conv2(x))))
     pixels = model.head.patchify(model.neck.proj(x))
-    projected = [model.enc_dec_projectors[0]._split()[1].cut(m) for m in maps]
+    projected = [model.enc_dec_projectors[0]._units().cut(m) for m in maps]
     pred = model.neck(projected)
-    expected = model.neck.partial.at_supervised(pixels)
+    expected = model.neck.partial.at_supervised(pixels, partition)
     assert pred.shape == (2, 25 - int(active[0].sum()) - 10, 3072)
     assert_close(pred, expected, rtol=1e-10, atol=1e-10)
 

@@ -5,13 +5,13 @@ import random
 
 import numpy as np
 import torch
-from contract_case import Case, images, plain_losses, total
+from contract_case import Case, images, on_grid, plain_losses, total
 from mmpretrain.datasets.transforms import BEiTMaskGenerator
 from mmpretrain.models.selfsup.maskfeat import HOGGenerator
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
-from prmim_adapters.adapters import partial_of
+from prmim_adapters.testing import recorded_partitions
 
 WIDTH, DEPTH = 16, 2
 MASKED, THROWN = 78, 49  # of 14 x 14, which the HOG target fixes
@@ -85,10 +85,10 @@ def saliency(model, batch):
         return pred, seen['target'], mask
 
     handle = model.head.loss_module.register_forward_pre_hook(watch)
-    total(plain_losses(model, batch)).backward()
+    with recorded_partitions(model) as partitions:
+        total(plain_losses(model, batch)).backward()
     handle.remove()
-    rows = seen['target'].grad.abs().sum(-1)
-    return rows.new_zeros(len(rows), 196).scatter(1, partial_of(model).supervised_index, rows)
+    return on_grid(model, partitions, seen['target'].grad.abs().sum(-1))
 
 
 CASES = [

@@ -2,12 +2,12 @@
 """SimMIM with the ViT backbone of this package."""
 
 import torch
-from contract_case import Case, images, plain_losses, total
+from contract_case import Case, images, on_grid, plain_losses, total
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
-from prmim_adapters.adapters import partial_of
 from prmim_adapters.frameworks.simmim_vit import SimMIMViT  # noqa: F401  registers it
+from prmim_adapters.testing import recorded_partitions
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE = 24, 2, 2, 8, 8
 
@@ -66,14 +66,13 @@ def saliency(model, batch):
         return pred, seen['target'], mask
 
     handle = model.head.loss_module.register_forward_pre_hook(watch)
-    total(plain_losses(model, batch)).backward()
+    with recorded_partitions(model) as partitions:
+        total(plain_losses(model, batch)).backward()
     handle.remove()
-    partial = partial_of(model)
     gradient = seen['target'].grad
     side = gradient.shape[-1]
     rows = gradient.abs().unflatten(2, (-1, side)).sum(dim=(1, 3, 4))
-    length = partial.grid[0] * partial.grid[1]
-    return rows.new_zeros(rows.shape[0], length).scatter(1, partial.supervised_index, rows)
+    return on_grid(model, partitions, rows)
 
 
 def features(model, tokens):

@@ -3,11 +3,12 @@
 
 from functools import partial
 
-from contract_case import Case, images, plain_losses, total
+from contract_case import Case, images, on_grid, plain_losses, total
 from mmpretrain.models import SparKLightDecoder
 from mmpretrain.registry import MODELS
 
 from prmim_adapters.frameworks import packed_convnext  # noqa: F401, registers the backbone
+from prmim_adapters.testing import recorded_partitions
 
 ENCODER, DECODER, UNIT = 32, 32, 32
 LENGTH, MASKED, THROWN = 16, 10, 8  # of 4 x 4 units; 6 visible, 2 kept
@@ -77,11 +78,10 @@ def saliency(model, batch):
         return (args[0], seen['target'], *args[2:])
 
     handle = model.head.loss.register_forward_pre_hook(watch)
-    total(plain_losses(model, batch)).backward()
+    with recorded_partitions(model) as partitions:
+        total(plain_losses(model, batch)).backward()
     handle.remove()
-    rows = seen['target'].grad.abs().sum(-1)
-    index = model.neck.partial.supervised_index
-    return rows.new_zeros(rows.shape[0], LENGTH).scatter(1, index, rows)
+    return on_grid(model, partitions, seen['target'].grad.abs().sum(-1))
 
 
 CASES = [
