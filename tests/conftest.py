@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 import socket
 
 import pytest
 from mmengine.registry import DefaultScope
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker('slurm') and 'SLURM_CONF' not in os.environ:
+        pytest.skip('needs Slurm; tools/slurm_test.sh starts one')
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,11 @@ _ERROR = re.compile(r'[\w.]*(Error|Exception|Interrupt)\b')
 
 @dataclass(frozen=True)
 class Launch:
-    """How each point is launched; the fields are the flags of ``mim train``."""
+    """How each point is launched; the fields are the flags of ``mim train``.
+
+    Raises:
+        ValueError: several GPUs, and nothing that starts a process for each.
+    """
 
     launcher: str = 'none'
     gpus: int = 1
@@ -44,10 +48,19 @@ class Launch:
     partition: str | None = None
     srun_args: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.gpus > 1 and self.launcher == 'none':
+            raise ValueError(
+                f'{self.gpus} GPUs need a launcher, or one process would use the first alone: '
+                '--launcher pytorch, or slurm'
+            )
+
     def flags(self) -> list[str]:
         """Flags for ``mim train``."""
-        flags = []
-        for name, value in asdict(self).items():
+        flags, values = [], asdict(self)
+        if self.launcher == 'slurm':  # left out, openmim 0.3.9 fails under click >= 8.3
+            values['srun_args'] = self.srun_args or ''
+        for name, value in values.items():
             if value is not None:
                 flags += [f'--{name.replace("_", "-")}', str(value)]
         return flags

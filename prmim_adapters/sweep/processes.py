@@ -7,9 +7,11 @@ They carry their point's folder in the environment. A process group would not do
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -85,13 +87,18 @@ def end_processes(folder: Path) -> None:
 
 def processes_of(folder: Path) -> set[psutil.Process]:
     """The running processes of this machine that carry this folder in their environment."""
-    mark = str(folder.resolve())
-    found = set()
+    return running_folders().get(folder.resolve(), set())
+
+
+def running_folders() -> dict[Path, set[psutil.Process]]:
+    """The points that processes of this machine are at, by their folders."""
+    found: dict[Path, set[psutil.Process]] = defaultdict(set)
     for process in psutil.process_iter():
         with suppress(psutil.Error):  # ended meanwhile, or another user's
-            if process.environ().get(MARK) == mark:
-                found.add(process)
-    return found - {psutil.Process()}
+            mark = process.environ().get(MARK)
+            if mark and process.pid != os.getpid():
+                found[Path(mark)].add(process)
+    return found
 
 
 @contextmanager

@@ -64,11 +64,11 @@ def test_killed_twice_the_report_is_that_of_an_uninterrupted_sweep(own_spec, prm
     spec = copy.deepcopy(own_spec)
     spec['arms'], spec['seeds'] = {'plain': spec['arms']['plain']}, [0]
     process, whole = prmim_sweep(spec, 'whole')
-    assert process.wait(timeout=600) == 0
+    assert process.wait(timeout=900) == 0
 
     # Once in the middle of the second point's training ...
     process, out = prmim_sweep(spec, 'killed')
-    wait_for(lambda: list(out.glob('mine/plain-0.25/seed0/train/*/vis_data/config.py')), 300)
+    wait_for(lambda: list(out.glob('mine/plain-0.25/seed0/train/*/vis_data/config.py')), 900)
     process.send_signal(signal.SIGKILL)
     process.wait()
     first = out / 'mine' / 'framework' / 'seed0' / 'result.json'
@@ -80,13 +80,13 @@ def test_killed_twice_the_report_is_that_of_an_uninterrupted_sweep(own_spec, prm
     assert orphan
     begun = (second / 'settings.json').stat().st_mtime_ns
     process, _ = prmim_sweep(spec, 'killed')
-    wait_for(lambda: begun_again(second, begun) and processes_of(second), 300)
+    wait_for(lambda: begun_again(second, begun) and processes_of(second), 900)
     assert not processes_of(second) & orphan
     process.send_signal(signal.SIGKILL)
     process.wait()
 
     process, _ = prmim_sweep(spec, 'killed')
-    assert process.wait(timeout=600) == 0
+    assert process.wait(timeout=900) == 0
     assert (first.read_bytes(), first.stat().st_mtime_ns) == kept
     assert not processes_of(second)
     assert stable((out / 'report.md').read_text()) == stable((whole / 'report.md').read_text())
@@ -100,7 +100,7 @@ def test_terminated_with_two_points_running_nothing_is_left_and_the_next_call_go
     spec.update(arms={'plain': spec['arms']['plain']}, seeds=[0])
     process, out = prmim_sweep(spec, 'terminated', '--jobs', '2')
     points = [out / 'mine' / arm / 'seed0' for arm in ('framework', 'plain-0.25')]
-    wait_for(lambda: all(processes_of(point) for point in points), 300)
+    wait_for(lambda: all(processes_of(point) for point in points), 900)
     begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 128 + signal.SIGTERM
@@ -109,7 +109,7 @@ def test_terminated_with_two_points_running_nothing_is_left_and_the_next_call_go
     assert not any((point / 'failure.json').exists() for point in points)
 
     process, _ = prmim_sweep(spec, 'terminated', '--jobs', '2')
-    assert process.wait(timeout=300) == 0
+    assert process.wait(timeout=900) == 0
     assert all((point / 'result.json').exists() for point in points)
 
 
@@ -134,7 +134,7 @@ def test_resumed_during_a_transfer_the_pretraining_is_kept(own_spec, prmim_sweep
     spec['transfers'] = dict(finetune=dict(config='finetune.py'))
     process, out = prmim_sweep(spec, 'resumed')
     point = out / 'mine' / 'framework' / 'seed0'
-    wait_for(lambda: (point / 'finetune.log').exists(), 300)
+    wait_for(lambda: (point / 'finetune.log').exists(), 900)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert processes_of(point) == set()
@@ -142,7 +142,7 @@ def test_resumed_during_a_transfer_the_pretraining_is_kept(own_spec, prmim_sweep
     log = (point / 'config.log').read_bytes()
 
     process, _ = prmim_sweep(spec, 'resumed')
-    _, stderr = process.communicate(timeout=300)
+    _, stderr = process.communicate(timeout=900)
     assert process.returncode == 0, stderr
     result = read_json(point / 'result.json')
     assert 0 < result['cost']['forward_gmacs'] < result['cost']['training_gmacs']

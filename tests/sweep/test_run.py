@@ -33,7 +33,7 @@ def swept(own_spec, prmim_sweep):
     spec['arms'] = {'broken': broken, 'near': {'aggregator': 'nearest'}}
     spec['verdict'] = {}
     process, out = prmim_sweep(spec, 'swept', '--json')
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=900)
     return spec, out, process.returncode, stdout, stderr
 
 
