@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from mmpretrain.registry import HOOKS
 from torch import nn
 
 from ..adapters import is_attached
-from .flops import UndercountError
+from ..openmmlab.throw_ratio import ratio_hook
+from .flops import UndercountError, count_macs, training_macs
 from .loss_path import scratch, seeded
 from .report import compare
+from .scheduled import average_over_run
 from .variants import variants_of
 
 
@@ -29,7 +32,8 @@ class CostHook(Hook):
 
     It also warns when processes share a seed, and so draw the same masks.
     The model, the data loader and the random state stay as they were. The table is also written
-    to ``cost.json`` beside the log. In a config::
+    to ``cost.json`` beside the log, with the average over the run where a ``ThrowRatioHook``
+    changes the ratio. In a config::
 
         custom_imports = dict(imports=['prmim_adapters.openmmlab',
                                        'prmim_adapters.accounting.cost_hook'])
@@ -73,8 +77,24 @@ class CostHook(Hook):
             runner.logger.warning(f'Cost of a training step: not counted. {error}')
             return
         runner.logger.info(f'Cost of a training step\n\n{report.markdown()}\n\n{report.notes}')
+        found = report.to_dict()
+        if ratio_hook(runner.hooks) is not None:
+            count = partial(self._macs, batch=batch)
+            found['run'] = average_over_run(runner, count, runner.max_iters)
+            numbers = ', '.join(f'{key} {value:.4g}' for key, value in found['run'].items())
+            runner.logger.info(f'Average over the scheduled throw ratios of the run: {numbers}')
         path = Path(runner.log_dir) / 'cost.json'
-        path.write_text(json.dumps(report.to_dict(), indent=2))
+        path.write_text(json.dumps(found, indent=2))
+
+    def _macs(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, float]:
+        """GMACs per image of a step at the model's ratio."""
+        if not self.full:
+            return dict(forward_gmacs=count_macs(model, batch).total / 1e9)
+        macs = training_macs(model, batch)
+        return dict(
+            forward_gmacs=macs.forward.total / 1e9,
+            training_gmacs=(macs.forward.total + macs.backward.total) / 1e9,
+        )
 
 
 def warn_of_shared_seeds(runner: Runner) -> None:

@@ -7,17 +7,11 @@ what sets the point apart, and ``mim train mmpretrain <point>/config.py`` repeat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmengine.config import Config
 
-from ..accounting.variants import build_model
-from ..adapters import attach, detach
 from .inheritance import merge
 from .spec import FRAMEWORK_ARM, Framework, Point, Spec, SpecError, Transfer
 
@@ -28,61 +22,11 @@ _BASE_IMPORTS = [*_TRANSFER_IMPORTS, *(f'prmim_adapters.sweep.{n}' for n in _SWE
 _LOOPS = {True: 'EpochBasedTrainLoop', False: 'IterBasedTrainLoop'}
 
 
-def check_configs(spec: Spec) -> None:
-    """Write and read the configs of all frameworks, arms and transfers, in a folder thrown away.
-
-    Raises:
-        SpecError: one cannot be read, or lacks the checkpoint that the transfers start from.
-    """
-    whole = next(name for name, entry in spec.frameworks.items() if entry.peer_of is None)
-    first = Point(whole, FRAMEWORK_ARM, 0.0, spec.seeds[0])
-    with TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for name, framework in spec.frameworks.items():
-            base = folder / name / 'base.py'
-            with _mistakes_named(f'frameworks.{name}: {framework.config!r}', spec):
-                write_base(base, framework, spec)
-                config = _read(base)
-            if spec.transfers:
-                _check_checkpoint(name, config)
-        for arm in spec.arms:
-            with _mistakes_named(f'arms.{arm}: {spec.arms[arm]!r}', spec):
-                point = Point(first.framework, arm, spec.ratios[0], first.seed)
-                write_point(folder / 'point.py', folder / first.framework / 'base.py', point, spec)
-                _read(folder / 'point.py')
-        for name, transfer in spec.transfers.items():
-            with _mistakes_named(f'transfers.{name}: {transfer.config!r}', spec):
-                write_transfer(folder / 'transfer.py', transfer, folder / 'a.pth', first, spec)
-                _read(folder / 'transfer.py')
-
-
-def check_arms(spec: Spec) -> None:
-    """Build every framework, and attach every arm to it at every ratio.
-
-    Raises:
-        SpecError: one does not go: an unknown name or option, or a ratio that the masks refuse.
-    """
-    for name, framework in spec.frameworks.items():
-        with TemporaryDirectory() as scratch, _mistakes_named(f'frameworks.{name}', spec):
-            base = Path(scratch) / 'base.py'
-            write_base(base, framework, spec)
-            model = build_model(Config.fromfile(base))
-        if framework.peer_of is not None:
-            continue
-        for arm, ratio in product(spec.arms, spec.ratios):
-            try:
-                detach(attach(model, throw_ratio=ratio, **spec.attach_options(arm)))
-            except (KeyError, TypeError, ValueError) as error:
-                raise SpecError(
-                    f'arms.{arm} at ratio {ratio:g} with frameworks.{name}: {error.args[0]}'
-                ) from error
-
-
 def write_base(path: Path, framework: Framework, spec: Spec) -> None:
     """Write the config that all points of a framework share: its own, plus the spec's options."""
     source = resolve(framework.config, spec.folder)
     write(path, source, {})
-    own = _read(path)
+    own = read_config(path)
     options = merge(spec.options, framework.options)
     whole = merge(own, options)
     shared = dict(
@@ -102,6 +46,9 @@ def write_point(path: Path, base: Path, point: Point, spec: Spec) -> None:
     differences: dict[str, Any] = dict(randomness=dict(seed=point.seed))
     if spec.budget(point.framework, point.arm) == 'cost':
         differences['train_cfg'] = _equal_cost_loop(base, point, spec)
+    hooks = [] if point.arm == FRAMEWORK_ARM else spec.arms[point.arm].get('hooks', [])
+    if hooks:
+        differences['custom_hooks'] = [*read_config(base)['custom_hooks'], *hooks]
     text = render(str(base.resolve()), differences)
     if point.arm != FRAMEWORK_ARM:
         attached = spec.attach_options(point.arm)
@@ -124,7 +71,7 @@ def _equal_cost_loop(base: Path, point: Point, spec: Spec) -> dict[str, Any]:
     Raises:
         SpecError: the framework's config has a loop of its own.
     """
-    loop = dict(_read(base)['train_cfg'])
+    loop = dict(read_config(base)['train_cfg'])
     if 'type' in loop and loop['type'] not in _LOOPS.values():
         raise SpecError(
             f'frameworks.{point.framework}: budget: cost is for epoch- and iteration-based '
@@ -133,7 +80,7 @@ def _equal_cost_loop(base: Path, point: Point, spec: Spec) -> dict[str, Any]:
     by_epoch = loop.pop('by_epoch', True)
     kind = loop.pop('type', _LOOPS[by_epoch])
     other = spec.frameworks[point.framework].peer_of or point.framework
-    framework = _read(base.parents[1] / other / 'base.py')['model']
+    framework = read_config(base.parents[1] / other / 'base.py')['model']
     kind = kind.replace('BasedTrain', '')
     return dict(_delete_=True, type=f'EqualCost{kind}', **loop, framework=framework)
 
@@ -144,7 +91,7 @@ def write_transfer(
     """Write the config of a fine-tuning or linear run that starts from ``checkpoint``."""
     source = resolve(transfer.config, spec.folder)
     write(path, source, {})
-    own = _read(path)
+    own = read_config(path)
     init = dict(
         _delete_=True,  # another init_cfg, a list of them too, is replaced, not merged
         type='Pretrained',
@@ -177,7 +124,7 @@ def render(source: str, differences: dict[str, Any]) -> str:
     return f'_base_ = {source!r}\n' + ''.join(lines)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A config as plain data, whose repr is Python."""
     return Config.fromfile(path, import_custom_modules=False).to_dict()
 
@@ -204,49 +151,6 @@ def _without_idle_deletes(differences: dict[str, Any], own: dict[str, Any]) -> d
                 value['_delete_'] = True
         result[key] = value
     return result
-
-
-@contextmanager
-def _mistakes_named(what: str, spec: Spec) -> Iterator[None]:
-    """Turn whatever reading a config raises into a SpecError that begins with ``what``."""
-    try:
-        yield
-    except SpecError:
-        raise
-    except Exception as error:
-        raise SpecError(
-            f'{what} with its options gives no config: {type(error).__name__}: {error}. Configs '
-            f'are paths relative to {spec.folder.resolve()}, or package::name of an installed '
-            'package, as mmpretrain::mae/NAME.py'
-        ) from error
-
-
-def _check_checkpoint(name: str, config: dict[str, Any]) -> None:
-    """Transfers start from the checkpoint of the last epoch.
-
-    Raises:
-        SpecError: none is saved.
-    """
-    # mmengine's default, unless the config sets it; None takes it away.
-    default = dict(checkpoint=dict(type='CheckpointHook', interval=1))
-    hook = (default | (config.get('default_hooks') or {}))['checkpoint']
-    others = config.get('custom_hooks') or []
-    savers = [entry for entry in others if str(entry.get('type')).endswith('CheckpointHook')]
-    if not any(entry and _saves_last(entry, config) for entry in [hook, *savers]):
-        raise SpecError(
-            f'frameworks.{name}: transfers start from the checkpoint of the last epoch, and '
-            f'default_hooks.checkpoint = {hook!r} saves none; add to `options`: '
-            'default_hooks: {checkpoint: {_delete_: true, type: CheckpointHook, interval: 1, '
-            'max_keep_ckpts: 1}}'
-        )
-
-
-def _saves_last(hook: dict[str, Any], config: dict[str, Any]) -> bool:
-    if hook.get('save_last', True):
-        return True
-    loop, interval = config.get('train_cfg') or {}, hook.get('interval', -1)
-    length = loop.get('max_epochs') or loop.get('max_iters') or 0
-    return interval > 0 and (length - hook.get('save_begin', 0)) % interval == 0
 
 
 def _with_imports(config: dict[str, Any], names: list[str]) -> dict[str, Any]:

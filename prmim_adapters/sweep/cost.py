@@ -46,7 +46,8 @@ def run_cost(runner: Runner, macs: dict[str, float]) -> dict[str, float]:
 
     Args:
         runner: of the run.
-        macs: of :func:`counted_macs`; empty where nothing could be counted.
+        macs: :func:`counted_macs` on average over the run, and the average ``throw_ratio``; empty
+            where nothing could be counted.
 
     Returns:
         dict: ``macs``; ``steps`` and ``images``, passes of an image counted each; ``total_tmacs``,

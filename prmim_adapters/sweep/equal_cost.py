@@ -8,12 +8,14 @@ it has spent what the framework spends, its schedules stretched with it.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmpretrain.registry import LOOPS, MODELS
 
 from ..accounting.batch import seeded
+from ..accounting.scheduled import average_over_run
 from ..openmmlab.distributed import unwrapped
 from .cost import counted_macs
 
@@ -91,7 +93,9 @@ def _stretch(loop: BaseLoop, framework: dict[str, Any]) -> int:
         own = MODELS.build(dict(framework, data_preprocessor=model.data_preprocessor))
         batch = next(iter(loop.dataloader))
     own.to(next(model.parameters()).device)
-    whole, part = (counted_macs(m, batch)['training_gmacs'] for m in (own, model))
+    count = partial(counted_macs, data_batch=batch)
+    whole = count(own)['training_gmacs']
+    part = average_over_run(runner, count, steps)['training_gmacs']
     ends = {True: loop.max_epochs, False: loop.max_iters}
     runner.param_schedulers = stretched(runner.param_schedulers, whole / part, ends)
     bought = round(steps * whole / part)

@@ -7,6 +7,7 @@ torchrun, on a Slurm node.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mmpretrain.registry import HOOKS
 from torch import Tensor
 
 from ..accounting import UndercountError
+from ..accounting.scheduled import average_over_run
 from ..openmmlab.distributed import gather_shards, unwrapped
 from ..openmmlab.knn import extract_features, knn_classify
 from .cost import counted_macs, run_cost
@@ -60,12 +62,14 @@ class FrozenFeatureHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict[str, Any] | None = None
     ) -> None:
-        """Count the MACs of the loss path once, on the first batch of the run."""
+        """Count the MACs of the loss path once, on the first batch, at every ratio of the run."""
         if self.counted or data_batch is None:
             return
         self.counted = True
         try:
-            self.macs = counted_macs(unwrapped(runner.model), data_batch)
+            self.macs = average_over_run(
+                runner, partial(counted_macs, data_batch=data_batch), runner.max_iters
+            )
         except UndercountError as error:
             runner.logger.warning(f'no MACs in the results: {error}')
 

@@ -15,7 +15,8 @@ from typing import Protocol
 
 from rich.console import Console
 
-from .configs import check_arms, check_configs, write_base
+from .checking import check_arms, check_configs
+from .configs import write_base
 from .display import Display
 from .local import LocalEngine
 from .processes import ended_by_signals

@@ -17,8 +17,10 @@ from mmpretrain.structures import DataSample
 from torch.multiprocessing import start_processes
 from torch.utils.data import Dataset
 
-from prmim_adapters.accounting.cost_hook import CostHook
-from prmim_adapters.adapters import AGGREGATORS
+from prmim_adapters.accounting import training_macs
+from prmim_adapters.accounting.cost_hook import CostHook, first_batch
+from prmim_adapters.adapters import AGGREGATORS, set_throw_ratio
+from prmim_adapters.openmmlab.throw_ratio import ThrowRatioHook
 
 MODEL = {
     'type': 'PRMIM',
@@ -110,6 +112,20 @@ def test_the_table_is_logged_and_training_is_not_changed(runner, tmp_path):
         plain.model.state_dict().items(), watched.model.state_dict().values(), strict=True
     ):
         assert torch.equal(expected, actual), name
+
+
+def test_a_schedule_of_the_ratio_is_averaged_over_the_run(runner, tmp_path):
+    steps = runner(CostHook(full=True))
+    steps.register_hook(ThrowRatioHook('step', start=0.625, end=0.25))
+    steps.train()
+    found = json.loads(next(tmp_path.rglob('cost.json')).read_text())
+    batch = first_batch(steps, steps.model, 2)
+    macs = [training_macs(set_throw_ratio(steps.model, r), batch) for r in (0.625, 0.25)]
+    expected = sum(m.forward.total + m.backward.total for m in macs) / 2e9
+    assert found['run']['training_gmacs'] == pytest.approx(expected)
+    assert found['run']['throw_ratio'] == pytest.approx(0.4375)
+    log = next(tmp_path.rglob('*.log')).read_text()
+    assert 'Average over the scheduled throw ratios of the run: ' in log
 
 
 def test_images_of_another_size_are_refused_before_training(runner):

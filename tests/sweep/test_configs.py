@@ -15,9 +15,8 @@ from mmpretrain.structures import DataSample
 from prmim_adapters import is_attached
 from prmim_adapters.accounting import make_batch
 from prmim_adapters.sweep import SpecError, load_spec
+from prmim_adapters.sweep.checking import check_arms, check_configs
 from prmim_adapters.sweep.configs import (
-    check_arms,
-    check_configs,
     merge,
     write_base,
     write_point,
@@ -245,6 +244,14 @@ def test_the_shipped_specs_pass_the_checks(path):
             dict(arms=dict(a=dict(sampler='near'))),
             r"arms\.a at ratio 0\.5 .*unknown sampler 'near'",
         ),
+        (
+            dict(arms=dict(a=dict(hooks=[dict(type='ThrowRatioHook', start=0.6, end=0.2)]))),
+            r'arms\.a at ratio 0\.5 .*throws 0\.400 on average over the run',
+        ),
+        (
+            dict(arms=dict(a=dict(hooks=[dict(type='ThrowRatioHook', start=0.8)]))),
+            r'arms\.a at ratio 0\.5 .*cosine from 0\.8 to 0\.2: throw_ratio=0\.8',
+        ),
         (dict(arms=dict(a=dict(step=1))), r'arms\.a at ratio 0\.5 .*unexpected keyword.*step'),
     ],
 )
@@ -252,6 +259,51 @@ def test_arms_and_ratios_that_do_not_attach_are_named(changes, message):
     spec = load_spec(SPECS[0].parent / 'cifar10_mae_cpu.yaml')
     with pytest.raises(SpecError, match=message):
         check_arms(replace(spec, **changes))
+
+
+def test_a_point_has_its_arms_hooks_and_budget_and_attach_sees_neither(own_config, tmp_path):
+    hook = dict(type='ThrowRatioHook', start=0.7)
+    arms = dict(falling=dict(hooks=[hook], budget='cost', thrown_weight=0.5))
+    options = dict(train_cfg=dict(by_epoch=True, max_epochs=3, val_interval=2))
+    spec = spec_of(own_config, tmp_path, arms=arms, options=options)
+    write_base(tmp_path / 'mae' / 'base.py', own_config, spec)
+    path = tmp_path / 'mae' / 'falling' / 'config.py'
+    write_point(path, tmp_path / 'mae' / 'base.py', Point('mae', 'falling', 0.5, 7), spec)
+    base, config = (
+        Config.fromfile(file, import_custom_modules=False)
+        for file in (tmp_path / 'mae' / 'base.py', path)
+    )
+    assert config.custom_hooks == [*base.custom_hooks, hook]
+    framework = base.model.to_dict()
+    assert config.model == dict(
+        type='PRMIM', framework=framework, thrown_weight=0.5, throw_ratio=0.5
+    )
+    assert config.train_cfg == dict(
+        type='EqualCostEpochLoop', max_epochs=3, val_interval=2, framework=framework
+    )
+
+
+def test_a_peer_trains_for_the_cost_of_its_framework(own_config, tmp_path):
+    (tmp_path / 'peer.py').write_text(
+        "model = dict(type='Peer')\ntrain_cfg = dict(by_epoch=False, max_iters=9)\n"
+    )
+    peer = Framework('peer.py', peer_of='mae', budget='cost')
+    spec = spec_of(own_config, tmp_path, frameworks=dict(mae=own_config, peer=peer))
+    for name, framework in spec.frameworks.items():
+        write_base(tmp_path / name / 'base.py', framework, spec)
+    path = tmp_path / 'peer' / 'config.py'
+    write_point(path, tmp_path / 'peer' / 'base.py', Point('peer', 'framework', 0.0, 7), spec)
+    config = Config.fromfile(path, import_custom_modules=False)
+    mae = Config.fromfile(tmp_path / 'mae' / 'base.py', import_custom_modules=False).model
+    assert config.model.type == 'Peer'
+    assert config.train_cfg == dict(type='EqualCostIterLoop', max_iters=9, framework=mae.to_dict())
+
+
+def test_equal_cost_wants_a_loop_that_it_knows(own_config, tmp_path):
+    options = dict(train_cfg=dict(type='MyLoop', max_epochs=3))
+    spec = spec_of(own_config, tmp_path, arms=dict(a=dict(budget='cost')), options=options)
+    with pytest.raises(SpecError, match=r"frameworks\.mae: budget: cost .* type='MyLoop'"):
+        check_configs(spec)
 
 
 def test_merge_is_mmengines():

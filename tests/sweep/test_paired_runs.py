@@ -3,6 +3,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from torch.utils.data import DataLoader
 
 from prmim_adapters import attach, openmmlab  # noqa: F401 (registers the preprocessor)
 from prmim_adapters.accounting import make_batch, training_macs
+from prmim_adapters.accounting.scheduled import average_over_run
+from prmim_adapters.openmmlab.throw_ratio import ThrowRatioHook
+from prmim_adapters.sweep.cost import counted_macs
 from prmim_adapters.sweep.equal_cost import EqualCostEpochLoop, EqualCostIterLoop, stretched
 from prmim_adapters.sweep.pairing import PairedDrawsHook
 
@@ -55,7 +59,7 @@ COSINE = dict(type='CosineAnnealingLR', T_max=2, end=2, convert_to_iter_based=Tr
 def run(tmp_path):
     """Function (ratio or None, train_cfg, scheduler) -> runner after training, and what it saw."""
 
-    def train(ratio, train_cfg, scheduler=None, seed=3):
+    def train(ratio, train_cfg, scheduler=None, seed=3, hooks=()):
         torch.manual_seed(0)
         images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8)
         torch.manual_seed(seed)
@@ -81,7 +85,7 @@ def run(tmp_path):
             optim_wrapper=OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1)),
             param_scheduler=copy.deepcopy(scheduler),
             default_hooks=dict(checkpoint=None, logger=None),
-            custom_hooks=[PairedDrawsHook()],
+            custom_hooks=[PairedDrawsHook(), *hooks],
             randomness=dict(seed=seed),
             default_scope='mmpretrain',
             experiment_name=f'paired-{len(list(tmp_path.iterdir()))}',
@@ -139,6 +143,17 @@ def test_equal_cost_of_an_iteration_based_run(run):
     runner, _ = run(0.5, dict(type='EqualCostIterLoop', max_iters=7, framework=MAE))
     assert isinstance(runner.train_loop, EqualCostIterLoop)
     assert runner.iter == round(7 * macs_of(None) / macs_of(0.5))
+
+
+def test_equal_cost_counts_every_ratio_of_a_schedule(run):
+    hook = ThrowRatioHook('step', start=0.625, end=0.25, at=0.6)
+    macs = 0.6 * macs_of(0.625) + 0.4 * macs_of(0.25)
+    runner, _ = run(0.5, dict(type='EqualCostEpochLoop', max_epochs=2, framework=MAE), hooks=[hook])
+    assert runner.iter == round(10 * macs_of(None) / macs)
+    count = partial(counted_macs, data_batch=as_batch(list(torch.zeros(2, 3, 16, 16))))
+    found = average_over_run(runner, count, 10)
+    assert found['training_gmacs'] == pytest.approx(macs / 1e9)
+    assert found['throw_ratio'] == pytest.approx(0.6 * 0.625 + 0.4 * 0.25)
 
 
 def test_at_equal_cost_the_framework_itself_trains_as_long_as_ever(run):

@@ -31,6 +31,15 @@ def load(tmp_path):
     return load
 
 
+def peers(**settings):
+    return dict(frameworks=dict(mae=dict(config='a.py'), b=dict(config='b.py', **settings)))
+
+
+def test_a_peer_is_a_point_by_itself(load):
+    points = load(minimal(seeds=[4], **peers(peer_of='mae', budget='cost'))).points()
+    assert [point.name for point in points if point.framework == 'b'] == ['b/framework/seed4']
+
+
 def test_points_are_the_product_seed_by_seed(load):
     names = [point.name for point in load(minimal()).points()]
     assert names == [
@@ -131,6 +140,14 @@ def test_what_is_no_mapping_is_named(tmp_path, text):
         (dict(transfers=dict(train=dict(config='a.py'))), "transfers: 'train' is a name of the"),
         (dict(transfers={'a/b': dict(config='a.py')}), "'a/b': names become folders"),
         (dict(arms=dict(a=dict(throw_ratio=0.5))), 'arms.a.throw_ratio: the axis `ratios` sets it'),
+        (dict(arms=dict(a=dict(budget='time'))), "arms.a.budget: 'time'; allowed: epochs, cost"),
+        (
+            dict(arms=dict(a=dict(hooks={}))),
+            r'arms.a.hooks: expected a list of hooks, .*found \{\}',
+        ),
+        (peers(peer_of='b'), "frameworks.b.peer_of: 'b' is no framework .* there are: mae"),
+        (peers(budget='cost'), 'frameworks.b.budget: the cost is that of another framework'),
+        (peers(peer_of='mae', budget='time'), "frameworks.b.budget: 'time'; allowed: epochs"),
         (dict(verdict=dict(plain='x')), "verdict.plain: 'x' is no arm; arms are plain"),
         (dict(evaluation=dict(train={}, test={})), 'evaluation: .*num_classes'),
     ],

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tries everything that a spec names before the first point begins, and writes nothing that stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mmengine.config import Config
+from mmpretrain.registry import HOOKS
+from torch import nn
+
+from ..accounting.variants import build_model
+from ..adapters import attach, detach
+from ..openmmlab.throw_ratio import ratio_hook
+from .configs import read_config, write_base, write_point, write_transfer
+from .spec import FRAMEWORK_ARM, Point, Spec, SpecError
+
+# A schedule's average is off by less than this share of a step in so many.
+_STEPS, _TOLERANCE = 1000, 2e-3
+
+
+def check_configs(spec: Spec) -> None:
+    """Write and read the configs of all frameworks, arms and transfers, in a folder thrown away.
+
+    Raises:
+        SpecError: one cannot be read, or lacks the checkpoint that the transfers start from.
+    """
+    whole = next(name for name, entry in spec.frameworks.items() if entry.peer_of is None)
+    first = Point(whole, FRAMEWORK_ARM, 0.0, spec.seeds[0])
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name, framework in spec.frameworks.items():
+            base = folder / name / 'base.py'
+            with _mistakes_named(f'frameworks.{name}: {framework.config!r}', spec):
+                write_base(base, framework, spec)
+                config = read_config(base)
+            if spec.transfers:
+                _check_checkpoint(name, config)
+        for arm in spec.arms:
+            with _mistakes_named(f'arms.{arm}: {spec.arms[arm]!r}', spec):
+                point = Point(first.framework, arm, spec.ratios[0], first.seed)
+                write_point(folder / 'point.py', folder / first.framework / 'base.py', point, spec)
+                read_config(folder / 'point.py')
+        for name, transfer in spec.transfers.items():
+            with _mistakes_named(f'transfers.{name}: {transfer.config!r}', spec):
+                write_transfer(folder / 'transfer.py', transfer, folder / 'a.pth', first, spec)
+                read_config(folder / 'transfer.py')
+
+
+def check_arms(spec: Spec) -> None:
+    """Build every framework, and attach every arm to it at every ratio.
+
+    Raises:
+        SpecError: one does not go: an unknown name or option, or a ratio that the masks refuse.
+    """
+    for name, framework in spec.frameworks.items():
+        with TemporaryDirectory() as scratch, _mistakes_named(f'frameworks.{name}', spec):
+            base = Path(scratch) / 'base.py'
+            write_base(base, framework, spec)
+            model = build_model(Config.fromfile(base))
+        if framework.peer_of is not None:
+            continue
+        for arm, ratio in product(spec.arms, spec.ratios):
+            try:
+                attach(model, throw_ratio=ratio, **spec.attach_options(arm))
+                _check_schedule(model, ratio, spec.arms[arm].get('hooks', []))
+                detach(model)
+            except (KeyError, TypeError, ValueError) as error:
+                raise SpecError(
+                    f'arms.{arm} at ratio {ratio:g} with frameworks.{name}: {error.args[0]}'
+                ) from error
+
+
+def _check_schedule(model: nn.Module, ratio: float, hooks: list[dict[str, Any]]) -> None:
+    """A point is named by the ratio that its hooks keep on average.
+
+    Raises:
+        ValueError: they keep another.
+    """
+    hook = ratio_hook(HOOKS.build(hook) for hook in hooks)
+    average = ratio if hook is None else hook.schedule_of(model).average(_STEPS)
+    if abs(average - ratio) > _TOLERANCE:
+        raise ValueError(
+            f'ThrowRatioHook throws {average:.3f} on average over the run, and the axis `ratios` '
+            f'says {ratio:g}; without `end` it is what makes the average right'
+        )
+
+
+@contextmanager
+def _mistakes_named(what: str, spec: Spec) -> Iterator[None]:
+    """Turn whatever reading a config raises into a SpecError that begins with ``what``."""
+    try:
+        yield
+    except SpecError:
+        raise
+    except Exception as error:
+        raise SpecError(
+            f'{what} with its options gives no config: {type(error).__name__}: {error}. Configs '
+            f'are paths relative to {spec.folder.resolve()}, or package::name of an installed '
+            'package, as mmpretrain::mae/NAME.py'
+        ) from error
+
+
+def _check_checkpoint(name: str, config: dict[str, Any]) -> None:
+    """Transfers start from the checkpoint of the last epoch.
+
+    Raises:
+        SpecError: none is saved.
+    """
+    # mmengine's default, unless the config sets it; None takes it away.
+    default = dict(checkpoint=dict(type='CheckpointHook', interval=1))
+    hook = (default | (config.get('default_hooks') or {}))['checkpoint']
+    others = config.get('custom_hooks') or []
+    savers = [entry for entry in others if str(entry.get('type')).endswith('CheckpointHook')]
+    if not any(entry and _saves_last(entry, config) for entry in [hook, *savers]):
+        raise SpecError(
+            f'frameworks.{name}: transfers start from the checkpoint of the last epoch, and '
+            f'default_hooks.checkpoint = {hook!r} saves none; add to `options`: '
+            'default_hooks: {checkpoint: {_delete_: true, type: CheckpointHook, interval: 1, '
+            'max_keep_ckpts: 1}}'
+        )
+
+
+def _saves_last(hook: dict[str, Any], config: dict[str, Any]) -> bool:
+    if hook.get('save_last', True):
+        return True
+    loop, interval = config.get('train_cfg') or {}, hook.get('interval', -1)
+    length = loop.get('max_epochs') or loop.get('max_iters') or 0
+    return interval > 0 and (length - hook.get('save_begin', 0)) % interval == 0
