@@ -173,20 +173,23 @@ def _is_stage(key: str) -> bool:
 
 def sampling() -> str:
     """Measured: farthest point sampling by size."""
-    found = load('light_stages_cpu')
-    head = ['images', 'tokens', 'kept', 'ms, CPU', 'ns per image, token and kept token', 'ms, GPU']
-    gpu = load('light_stages_cuda')
-    on_gpu = [f'{row["ms"]:.2f}' for row in gpu['sampling_by_size']] if gpu else None
+    head = ['images', 'grid', 'masked', 'kept', 'ms, CPU', 'ms, CPU, step by step', 'ms, GPU']
+    on_gpu = {
+        (row['images'], row['tokens'], row['kept']): f'{row["ms"]:.2f}'
+        for row in (load('light_stages_cuda') or {'sampling_by_size': []})['sampling_by_size']
+    }
     rows = [
         [
             str(row['images']),
-            str(row['tokens']),
+            f'{height} x {width}',
+            str(row['masked']),
             str(row['kept']),
-            f'{row["ms"]:.1f}',
-            f'{row["ns_per_image_token_kept"]:.1f}',
-            on_gpu[index] if on_gpu else MISSING,
+            f'{row["by_distance"]:.2f}',
+            f'{row["step_by_step"]:.1f}',
+            on_gpu.get((row['images'], height * width, row['kept']), MISSING),
         ]
-        for index, row in enumerate((found or {'sampling_by_size': []})['sampling_by_size'])
+        for row in (load('sampling_cpu') or {'rows': []})['rows']
+        for height, width in [row['grid']]
     ]
     return table(head, rows)
 
