@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 import socket
+from collections import defaultdict
 
 import pytest
 from mmengine.registry import DefaultScope
@@ -24,3 +25,22 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What did not run, and why: cases of the contract by name, other tests by their number."""
+    cases, tests = defaultdict(set), defaultdict(int)
+    for report in terminalreporter.stats.get('skipped', []):
+        reason = str(report.longrepr[2]).removeprefix('Skipped: ').removeprefix('SkipTest: ')
+        case = dict(report.user_properties).get('absent')
+        if case:
+            cases[reason].add(case)
+        else:
+            tests[reason] += 1
+    if cases or tests:
+        terminalreporter.section('did not run')
+    for reason, names in cases.items():
+        terminalreporter.line(f'{len(names)} cases of the contract: {reason}')
+        terminalreporter.line(f'    {", ".join(sorted(names))}')
+    for reason, count in tests.items():
+        terminalreporter.line(f'{count} tests: {reason}')

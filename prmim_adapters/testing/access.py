@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..adapters import attachment_of, partial_of
-from ..core import RaggedPartition, TokenPartition, sincos_positions
+from ..adapters import partial_of
+from ..core import RaggedPartition, TokenPartition
 
 Recorded = list[tuple[Tensor, TokenPartition]]
 
@@ -43,11 +43,3 @@ def nothing_thrown(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         partial.throw_ratio = ratio
-
-
-def added_positions(model: nn.Module, queries: Tensor) -> Tensor | None:
-    """Positions (L, C) in the queries that the framework's own tokens do not have, if any."""
-    if attachment_of(model).seams.absolute_positions:
-        return None
-    grid = partial_of(model).grid
-    return sincos_positions(grid, queries.shape[1]).to(queries)

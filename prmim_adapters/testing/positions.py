@@ -11,24 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ..adapters.base import attach, partial_of
-from ..core import TokenPartition, table_rows
-from .access import added_positions, nothing_thrown
-from .token_wise import make_token_wise, shake
+from ..core import TokenPartition, sincos_positions, table_rows
+from .access import nothing_thrown, recorded_partitions
+from .case import AdapterCase, seeded
+from .checks import same_step
+from .token_wise import shake
 
 
 class Exact(nn.Module):
     """The aggregator that runs the heavy network on the queries of thrown tokens.
 
+    Where the heavy network's own tokens have no absolute position, queries have the fixed ones of
+    :func:`~prmim_adapters.core.sincos_positions`, which are taken off again.
+
     Args:
-        features_of: queries (L, C) -> features (L, C); several where the adapter reconstructs
-            more than one set of features.
+        features_of: tokens (L, C) -> features (L, C); several where the adapter reconstructs more
+            than one set of features.
     """
 
     def __init__(self, features_of: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
@@ -38,9 +43,12 @@ class Exact(nn.Module):
     def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
         """See :mod:`prmim_adapters.core.aggregation`."""
         kept = features[:, partition.visible.shape[1] :]
-        for table in self.features_of(queries):
-            if torch.allclose(table_rows(table, partition.kept), kept, rtol=1e-3, atol=1e-4):
-                return table_rows(table, partition.thrown)
+        assert len(queries.unique(dim=0)) == len(queries), 'queries must have different positions'
+        added = sincos_positions(partition.grid, queries.shape[1]).to(queries)
+        for tokens in (queries, queries - added):
+            for table in self.features_of(tokens):
+                if torch.allclose(table_rows(table, partition.kept), kept, rtol=1e-3, atol=1e-4):
+                    return table_rows(table, partition.thrown)
         raise AssertionError(
             'features at kept tokens are not what the heavy network gives for their queries: '
             'features must follow partition.present (visible, then kept), and queries must be '
@@ -48,65 +56,63 @@ class Exact(nn.Module):
         )
 
 
-def exact(case: Any, throw_ratio: float, stages: int = 1) -> nn.Module:
-    """The case's model, shaken and token-wise, attached with :class:`Exact` stages."""
-    model = token_wise(case, case.build)
-    attach(model, throw_ratio=throw_ratio, aggregator=['distance'] * stages)
-
-    def features_of(queries: Tensor) -> tuple[Tensor, ...]:
-        positions = added_positions(model, queries)
-        tokens = queries if positions is None else queries - positions
-        features = case.features(model, tokens)
-        return features if isinstance(features, tuple) else (features,)
-
-    partial_of(model).aggregators = nn.ModuleList([Exact(features_of) for _ in range(stages)])
-    return model
+def check_loss_is_exact_at_any_ratio(case: AdapterCase) -> None:
+    """Token-wise, and with an exact light stage, the loss is the framework's own."""
+    expected = case.loss(_framework(case))
+    for ratio, stages in ((case.ratio, 1), (case.ratio, 2), (case.ratio / 2, 1)):
+        assert_close(case.loss(_exact(case, ratio, stages)), expected, rtol=1e-5, atol=1e-6)
 
 
-def shaken(build: Callable[[], nn.Module]) -> nn.Module:
-    """Always the same model, with noise on every parameter."""
-    torch.manual_seed(0)
-    model = build()
-    shake(model)
-    return model
+def check_own_path_is_the_framework(case: AdapterCase) -> None:
+    """Gathering, packing and scattering by themselves change neither loss nor gradients.
+
+    An absolute error as loss makes single gradients jump by rounding.
+    """
+    framework = _shaken(case.reference or case.build)
+    model = case.attached(_shaken(case.build))
+    with nothing_thrown(case.target(model)):
+        same_step(case, model, framework, rtol=1e-5, share=2e-3)
 
 
-def token_wise(case: Any, build: Callable[[], nn.Module]) -> nn.Module:
-    """The same, token-wise."""
-    model = shaken(build)
-    make_token_wise(model)
-    return model
+def check_masked_tokens_have_their_weights(case: AdapterCase) -> None:
+    """The loss is the mean over masked tokens, thrown ones at their weight.
 
-
-def check_loss_is_exact_at_any_ratio(case: Any) -> None:
-    """Token-wise, and with an exact aggregator, the loss is the framework's own."""
-    expected = case.loss(token_wise(case, case.reference or case.build))
-    for throw_ratio, stages in ((case.ratio, 1), (case.ratio, 2), (case.ratio / 2, 1)):
-        actual = case.loss(exact(case, throw_ratio, stages))
-        assert_close(actual, expected, rtol=1e-5, atol=1e-6)
-
-
-def check_own_path_is_the_framework(case: Any) -> None:
-    """Gathering, packing and scattering by themselves change nothing."""
-    expected = case.loss(shaken(case.reference or case.build))
-    model = attach(shaken(case.build), throw_ratio=case.ratio)
-    with nothing_thrown(model):
-        assert_close(case.loss(model), expected, rtol=1e-5, atol=1e-6)
-
-
-def check_features_follow_their_positions(case: Any) -> None:
-    """The light stage gets the features of visible tokens in the order of their positions."""
-    model = attach(token_wise(case, case.build), throw_ratio=case.ratio, aggregator='nearest')
-    partial, calls = partial_of(model), []
-    handle = partial.aggregators[0].register_forward_pre_hook(
-        lambda module, args: calls.append(args[:2])
+    Plain reconstruction keeps the first masked tokens, and in another run the others: both
+    together are the framework's loss, and every other weight follows from them.
+    """
+    case.skip_if(not case.weighted, 'the loss weighs every masked token')
+    whole = case.loss(_framework(case))
+    model = case.attached(_token_wise(case, case.build), aggregator=None)
+    case.partial(model).sampler = _first
+    with recorded_partitions(case.target(model)) as seen:
+        first = case.loss(model)
+    case.skip_if(len(seen) > 1, 'images of the batch have masks of different sizes')
+    partition = seen[0][1]
+    visible = partition.visible.shape[1] * case.visible_weight
+    kept, thrown = partition.kept.shape[1], partition.thrown.shape[1]
+    model = case.attached(
+        _token_wise(case, case.build), throw_ratio=kept / partition.length, aggregator=None
     )
-    batch = case.batch()
+    case.partial(model).sampler = _last
+    first, last = first * (visible + kept), case.loss(model) * (visible + thrown)
+    of_visible = first + last - whole * (visible + kept + thrown)
+    if not visible:
+        assert_close(of_visible, torch.zeros_like(whole), rtol=0, atol=1e-5 * float(first + last))
+    for weight in (0.0, 0.5, 2.0):
+        expected = (first + weight * (last - of_visible)) / (visible + kept + weight * thrown)
+        model = _exact(case, case.ratio, thrown_weight=weight)
+        case.partial(model).sampler = _first
+        assert_close(case.loss(model), expected, rtol=1e-4, atol=1e-5)
+
+
+def check_features_follow_their_positions(case: AdapterCase) -> None:
+    """The light stage gets the features of visible tokens in the order of their positions."""
+    model = case.attached(_token_wise(case, case.build), aggregator='nearest')
+    batch = case.fixed_batch()
     images = [image.requires_grad_() for image in case.images(batch)]
-    case.loss(model, batch=batch)
-    handle.remove()
-    assert calls, 'the aggregator was not called'
-    for features, partition in calls:
+    calls = _calls_of_light_stage(case, model, batch)
+    assert calls, 'the light stage was not called'
+    for features, partition, _ in calls:
         rows = features[:, : partition.visible.shape[1]].sum(-1)
         weight = torch.rand_like(rows) + 0.5
         by_row = rows.new_zeros(len(rows), partition.length).scatter(1, partition.visible, weight)
@@ -117,27 +123,75 @@ def check_features_follow_their_positions(case: Any) -> None:
         assert_close(weighted, once * by_row[..., None], rtol=1e-3, atol=limit)
 
 
-def check_light_stage_knows_positions(case: Any) -> None:
+def check_light_stage_knows_positions(case: AdapterCase) -> None:
     """Cross-attention is told where its keys are, unless features say so themselves."""
-    model = attach(token_wise(case, case.build), throw_ratio=case.ratio)
-    aggregator, calls = partial_of(model).aggregators[0], []
-    handle = aggregator.register_forward_pre_hook(lambda module, args: calls.append(args))
+    model = case.attached(_token_wise(case, case.build))
+    features, partition, queries = _calls_of_light_stage(case, model, case.fixed_batch())[0]
+    kept = features[:, partition.visible.shape[1] :].flatten(0, 1)
+    if not torch.allclose(kept, kept[:1], rtol=1e-3, atol=1e-4):
+        return  # mask tokens differ by their position
+    moved = replace(partition, visible=partition.visible.flip(1))
+    aggregator = case.partial(model).aggregators[0]
     with torch.no_grad():
-        case.loss(model)
-        handle.remove()
-        features, partition, queries = calls[0]
-        if added_positions(model, queries) is None:
-            return
-        moved = replace(partition, visible=partition.visible.flip(1))
-        assert not torch.equal(
-            aggregator(features, partition, queries), aggregator(features, moved, queries)
-        )
+        here, there = (aggregator(features, p, queries) for p in (partition, moved))
+    assert not torch.equal(here, there), 'keys at other positions make no difference'
+
+
+def _exact(case: AdapterCase, ratio: float, stages: int = 1, **options: Any) -> Any:
+    """The case's model, token-wise, with :class:`Exact` stages."""
+    model = case.attached(
+        _token_wise(case, case.build),
+        throw_ratio=ratio,
+        aggregator=['distance'] * stages,
+        **options,
+    )
+    exact = Exact(partial(case.heavy_features, model))
+    case.partial(model).aggregators = nn.ModuleList([exact] * stages)
+    return model
+
+
+def _framework(case: AdapterCase) -> Any:
+    return _token_wise(case, case.reference or case.build)
+
+
+def _token_wise(case: AdapterCase, build: Callable[[], Any]) -> Any:
+    model = _shaken(build)
+    case.token_wise(model)
+    return model
+
+
+def _shaken(build: Callable[[], Any]) -> Any:
+    """Always the same model, with noise on every parameter."""
+    model = seeded(build)
+    shake(model)
+    return model
+
+
+def _first(mask: Tensor, num_kept: int | Tensor, *_: Any) -> Tensor:
+    """Sampler that keeps the first masked tokens."""
+    return mask & (mask.cumsum(dim=1) <= torch.as_tensor(num_kept).reshape(-1, 1))
+
+
+def _last(mask: Tensor, num_kept: int | Tensor, *_: Any) -> Tensor:
+    """Sampler that keeps the last masked tokens."""
+    return _first(mask.flip(1), num_kept).flip(1)
+
+
+def _calls_of_light_stage(case: AdapterCase, model: Any, batch: Any) -> list[Any]:
+    calls: list[Any] = []
+    handle = (
+        case.partial(model)
+        .aggregators[0]
+        .register_forward_pre_hook(lambda module, args: calls.append(args))
+    )
+    case.loss(model, batch=batch)
+    handle.remove()
+    return calls
 
 
 def _by_token(value: Tensor, images: list[Tensor], partition: TokenPartition) -> Tensor:
     """(B, L, -1) gradient of ``value`` with respect to every token's patch of the images."""
-    gradients = torch.autograd.grad(value, images, retain_graph=True)
-    gradient = torch.cat(gradients)
+    gradient = torch.cat(torch.autograd.grad(value, images, retain_graph=True))
     gradient = gradient[gradient.flatten(1).any(dim=1)]
     height, width = partition.grid
     parts = gradient.unflatten(2, (height, -1)).unflatten(4, (width, -1))

@@ -6,24 +6,24 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from contract_case import Case, collect, total
+from contract_case import collect
 from mmengine.runner import set_random_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import prmim_adapters as prmim
-from prmim_adapters.testing.access import recorded_partitions
+from prmim_adapters.testing import AdapterCase, recorded_partitions
 
 
 class LossPath(nn.Module):
     """What DDP wraps: forward is the loss."""
 
-    def __init__(self, case: Case, model: nn.Module) -> None:
+    def __init__(self, case: AdapterCase, model: nn.Module) -> None:
         super().__init__()
         self.case, self.model = case, model
 
-    def forward(self, batch):
-        return total(self.case.losses(self.model, batch))
+    def forward(self, seed):
+        return self.case.loss(self.model, seed)
 
 
 def train(rank: int, port: int, folder: str) -> None:
@@ -35,13 +35,12 @@ def train(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group('gloo', rank=rank, world_size=2)
     for case in collect():
-        model = prmim.attach(case.model(), throw_ratio=case.ratio)
+        model = case.attached()
         print(case.name, flush=True)  # shown when DDP reports an unused parameter
         wrapped = DistributedDataParallel(LossPath(case, model), broadcast_buffers=False)
         for step in range(2):  # DDP reports a parameter left out of step 1 in step 2
             wrapped.zero_grad()
-            torch.manual_seed(10 * rank + step)
-            wrapped(case.batch()).backward()
+            wrapped(10 * rank + step).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 ours = [torch.empty_like(parameter.grad) for _ in range(2)]
@@ -51,11 +50,12 @@ def train(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def draw(case: Case) -> list[Tensor]:
+def draw(case: AdapterCase) -> list[Tensor]:
     """Masks and kept tokens, (B, L) bool each, of two steps of a run that starts anew."""
     set_random_seed(0, diff_rank_seed=True)
-    model, drawn = prmim.attach(case.build(), throw_ratio=case.ratio), []
-    with recorded_partitions(model) as seen:
+    model, drawn = case.build(), []
+    prmim.attach(case.target(model), throw_ratio=case.ratio)
+    with recorded_partitions(case.target(model)) as seen:
         for _ in range(2):
             case.losses(model, case.batch())
     for mask, partition in seen:
