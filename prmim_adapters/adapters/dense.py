@@ -7,19 +7,12 @@ Torch only: the original repositories are used without mmpretrain.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import (
-    PartialReconstruction,
-    TokenPartition,
-    scatter_tokens,
-    sincos_positions,
-    table_rows,
-)
+from ..core import PartialReconstruction, TokenPartition, scatter_tokens, sincos_positions
 from ..core.partition import Grid
 
 
@@ -79,21 +72,3 @@ def fixed_positions(grid: Grid, width: int, dtype: torch.dtype, device: torch.de
     """Cached :func:`~prmim_adapters.core.sincos_positions`, (H * W, width)."""
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         return sincos_positions(grid, width).to(device, dtype)
-
-
-def present_bias(shared: Any | None, partition: TokenPartition) -> Tensor | None:
-    """Rows and columns of a shared relative position bias for cls and the present tokens.
-
-    Args:
-        shared: module with ``relative_position_bias_table`` and ``relative_position_index``
-            (1 + L, 1 + L), cls first, or None.
-        partition: of the batch.
-
-    Returns:
-        (B, heads, 1 + N, 1 + N), or None.
-    """
-    if shared is None:
-        return None
-    tokens = F.pad(partition.present + 1, (1, 0))  # cls is row 0
-    pairs = shared.relative_position_index[tokens[:, :, None], tokens[:, None, :]]
-    return table_rows(shared.relative_position_bias_table, pairs).permute(0, 3, 1, 2).contiguous()

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder of MAE [0] on present tokens, for every implementation that keeps its names.
+"""The decoders of MAE [0] and FCMAE [1] on present tokens, wherever their names are kept.
 
 [0] He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022.
+[1] Woo et al., ConvNeXt V2, CVPR 2023.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import PartialReconstruction, TokenPartition, scatter_tokens, table_rows
+from ..packed.convolution import packed_pointwise
+from ..packed.units import Units
+from .dense import fixed_positions
 
 
 def decode_supervised(
@@ -69,3 +73,32 @@ def decode_in_place(
         decoder, blocks, partial, x, ids_restore, loss_reads=partial.changes_loss
     )
     return scatter_tokens(rows, partial.supervised(partition), ids_restore.shape[1])
+
+
+def decode_units(
+    decoder: Any,
+    block: Callable[[Any, Tensor, Units], Tensor],
+    partial: PartialReconstruction,
+    partition: TokenPartition,
+    x: Tensor,
+) -> Tensor:
+    """Features of FCMAE's decoder before its prediction layer, at the supervised units.
+
+    Args:
+        decoder: has ``proj``, ``mask_token`` and the blocks ``decoder``.
+        block: runs one of them on tokens (B, N, C) of units.
+        partial: the shared part.
+        partition: of the batch.
+        x: (B, C_encoder, H, W), features of the encoder.
+
+    Returns:
+        (B, n, C): kept, then thrown.
+    """
+    grid, token = partition.grid, decoder.mask_token.flatten()
+    seen = packed_pointwise(decoder.proj, Units(partition.visible, grid).gather(x))
+    kept = token.to(seen.dtype).expand(*partition.kept.shape, -1)
+    tokens, units = torch.cat((seen, kept), dim=1), Units(partition.present, grid)
+    for layer in decoder.decoder:
+        tokens = block(layer, tokens, units)
+    queries = token + fixed_positions(grid, len(token), token.dtype, token.device)
+    return partial.reconstruct(partition, tokens, queries)

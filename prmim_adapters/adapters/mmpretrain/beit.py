@@ -19,16 +19,10 @@ import torch
 from mmpretrain.models.selfsup.beit import BEiT, BEiTPretrainViT
 from torch import Tensor
 
-from ...core import (
-    PartialReconstruction,
-    TokenPartition,
-    gather_tokens,
-    scatter_tokens,
-    table_rows,
-)
-from ..dense import fixed_positions, present_bias
+from ...core import PartialReconstruction, TokenPartition, scatter_tokens
 from ..registry import ADAPTERS
 from ..seams import Seams
+from ..vit_encoder import embed_present, present_bias
 
 
 class Encoded(NamedTuple):
@@ -57,16 +51,7 @@ def encode_present(backbone: Any, x: Tensor, mask: Tensor, *, loss_reads: bool =
         loss_reads: the loss will take the partition.
     """
     partition = backbone.partial(mask.flatten(1).bool(), loss_reads=loss_reads)
-    tokens, _ = backbone.patch_embed(x)
-    visible = gather_tokens(tokens, partition.visible)
-    kept = backbone.mask_token.expand(*partition.kept.shape, -1)
-    cls = backbone.cls_token.expand(x.shape[0], -1, -1)
-    # As upstream, autocast leaves the residual stream in the parameters' type.
-    tokens = torch.cat((cls, visible.to(cls.dtype), kept), dim=1)
-    positions = _positions(backbone)
-    if backbone.pos_embed is not None:
-        prefix = backbone.pos_embed[:, :1].expand(x.shape[0], -1, -1)
-        tokens = tokens + torch.cat((prefix, table_rows(positions, partition.present)), dim=1)
+    tokens, queries = embed_present(backbone, backbone.patch_embed(x)[0], partition)
     tokens = backbone.drop_after_pos(tokens)
     bias = present_bias(backbone.rel_pos_bias, partition)
     features = []
@@ -76,7 +61,7 @@ def encode_present(backbone: Any, x: Tensor, mask: Tensor, *, loss_reads: bool =
             tokens = backbone.norm1(tokens)
         if i in backbone.out_indices:
             features.append(tokens)
-    return Encoded(partition, backbone.mask_token[0] + positions, bias, tuple(features))
+    return Encoded(partition, queries, bias, tuple(features))
 
 
 def check_relative_bias(backbone: Any) -> None:
@@ -91,16 +76,6 @@ def check_relative_bias(backbone: Any) -> None:
             'present tokens; pre-train with use_rel_pos_bias=False, use_shared_rel_pos_bias=True '
             '(mmpretrain copies the shared bias into every layer for fine-tuning)'
         )
-
-
-def _positions(backbone: Any) -> Tensor:
-    """(L, C): learned absolute positions, or fixed ones where the encoder has none."""
-    if backbone.pos_embed is not None:
-        return backbone.pos_embed[0, 1:]
-    token = backbone.mask_token
-    return fixed_positions(
-        tuple(backbone.patch_resolution), token.shape[-1], token.dtype, token.device
-    )
 
 
 class PRBEiTPretrainViT(BEiTPretrainViT):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from mmpretrain.models import MAEPretrainHead
 from torch import Tensor
 
@@ -24,8 +23,7 @@ from ...core import PartialReconstruction
 from ...frameworks.fcmae import FCMAE, FCMAEPretrainDecoder, masked_units
 from ...frameworks.packed_convnext import packed_convnext_block
 from ...packed.convolution import packed_pointwise
-from ...packed.units import Units
-from ..dense import fixed_positions
+from ..mae_decoder import decode_units
 from ..registry import ADAPTERS
 from ..seams import Seams
 from .mae import PRMAEPretrainHead
@@ -46,18 +44,10 @@ class PRFCMAEPretrainDecoder(FCMAEPretrainDecoder):
         Returns:
             (B, n, D) predictions at the supervised positions: kept, then thrown.
         """
-        grid = (x.shape[2], x.shape[3])
-        length = grid[0] * grid[1]
+        length = x.shape[2] * x.shape[3]
         partition = self.partial(masked_units(visible, length), length - visible.shape[1])
-
-        seen = packed_pointwise(self.proj, Units(partition.visible, grid).gather(x))
-        token = self.mask_token.flatten()
-        tokens = torch.cat((seen, token.to(seen.dtype).expand(*partition.kept.shape, -1)), dim=1)
-        units = Units(partition.present, grid)
-        for block in self.decoder:
-            tokens = packed_convnext_block(block, tokens, units)
-        queries = token + fixed_positions(grid, len(token), token.dtype, token.device)
-        return packed_pointwise(self.pred, self.partial.reconstruct(partition, tokens, queries))
+        rows = decode_units(self, packed_convnext_block, self.partial, partition, x)
+        return packed_pointwise(self.pred, rows)
 
 
 @ADAPTERS.register_module(framework=f'{FCMAE.__module__}.{FCMAE.__qualname__}')

@@ -14,9 +14,10 @@ from mmpretrain.models import MIMHead
 from mmpretrain.models.selfsup.maskfeat import MaskFeat, MaskFeatViT
 from torch import Tensor
 
-from ...core import PartialReconstruction, gather_tokens, table_rows
+from ...core import PartialReconstruction
 from ..registry import ADAPTERS
 from ..seams import Seams
+from ..vit_encoder import embed_present
 from .mae import PRMIMHead
 
 
@@ -38,13 +39,8 @@ class PRMaskFeatViT(MaskFeatViT):
         if mask is None:
             return super().forward(x, None)
         partition = self.partial(mask)
-        positions = self.pos_embed[0, 1:]
-        queries = self.mask_token[0] + positions
-        visible = gather_tokens(self.patch_embed(x)[0], partition.visible)
-        visible = visible + table_rows(positions, partition.visible)
-        kept = table_rows(queries, partition.kept)
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
-        tokens = self.drop_after_pos(torch.cat((cls, visible, kept), dim=1))
+        tokens, queries = embed_present(self, self.patch_embed(x)[0], partition)
+        tokens = self.drop_after_pos(tokens)
         for layer in self.layers:
             tokens = layer(tokens)
         if self.final_norm:

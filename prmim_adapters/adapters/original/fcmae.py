@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 
 from ...core import PartialReconstruction, scatter_tokens
-from ...core.partition import Grid
 from ...packed.convolution import packed_convnext, packed_pointwise
 from ...packed.units import Units
-from ..dense import fixed_positions
+from ..mae_decoder import decode_units
 from ..registry import ADAPTERS
 from ..seams import Seams
 from .classes import UpstreamClasses
@@ -41,17 +40,8 @@ class FCMAESeam:
 
     def forward_decoder(self: Any, x: Tensor, mask: Tensor) -> Tensor:
         """x (N, C, h, w), mask (N, h * w), 1 = masked -> predictions (N, L, p * p * 3)."""
-        grid: Grid = (x.shape[2], x.shape[3])
         partition = self.partial(mask.bool(), loss_reads=self.partial.changes_loss)
-        seen = packed_pointwise(self.proj, Units(partition.visible, grid).gather(x))
-        token = self.mask_token.flatten()
-        kept = token.to(seen.dtype).expand(*partition.kept.shape, -1)
-        tokens = torch.cat((seen, kept), dim=1)
-        units = Units(partition.present, grid)
-        for block in self.decoder:
-            tokens = _block(block, tokens, units)
-        queries = token + fixed_positions(grid, len(token), token.dtype, token.device)
-        rows = self.partial.reconstruct(partition, tokens, queries)
+        rows = decode_units(self, _block, self.partial, partition, x)
         predictions = packed_pointwise(self.pred, _same_magnitude(rows, partition.kept.shape[1]))
         return scatter_tokens(predictions, self.partial.supervised(partition), partition.length)
 

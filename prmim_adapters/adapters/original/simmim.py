@@ -15,19 +15,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ...core import PartialReconstruction, gather_tokens, table_rows
-from ..dense import (
-    dense_features,
-    feature_map,
-    fixed_positions,
-    present_bias,
-    weighted_l1,
-)
+from ...core import PartialReconstruction
+from ..dense import dense_features, feature_map, weighted_l1
 from ..registry import ADAPTERS
 from ..seams import Seams
+from ..vit_encoder import embed_present, present_bias
 from .classes import UpstreamClasses
 
 
@@ -40,24 +34,11 @@ class VisionTransformerSeam:
         """x (B, 3, H, W), mask (B, h, w), 1 = masked -> features (B, C, h, w)."""
         reads = self.partial.changes_loss
         partition = self.partial(mask.flatten(1).bool(), loss_reads=reads)
-        visible = gather_tokens(self.patch_embed(x), partition.visible)
-        cls = self.cls_token.expand(x.shape[0], -1, -1)
-        kept = self.mask_token.expand(*partition.kept.shape, -1)
-        x = torch.cat((cls, visible, kept.to(visible.dtype)), dim=1)
-        if self.pos_embed is None:
-            token = self.mask_token
-            positions = fixed_positions(
-                self.partial.grid, token.shape[-1], token.dtype, token.device
-            )
-        else:
-            positions = self.pos_embed[0, 1:]
-            prefix = self.pos_embed[:, :1].expand(x.shape[0], -1, -1)
-            x = x + torch.cat((prefix, table_rows(positions, partition.present)), dim=1)
-        x = self.pos_drop(x)
+        tokens, queries = embed_present(self, self.patch_embed(x), partition)
+        x = self.pos_drop(tokens)
         bias = present_bias(self.rel_pos_bias, partition)
         for block in self.blocks:
             x = block(x, rel_pos_bias=bias)
-        queries = self.mask_token[0] + positions
         features = dense_features(self.partial, partition, self.norm(x)[:, 1:], queries)
         return feature_map(features, self.partial.grid)
 

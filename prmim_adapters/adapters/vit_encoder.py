@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The input of a ViT encoder on present tokens, for every implementation that keeps BEiT's names.
+
+Torch only: the original repositories are used without mmpretrain.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core import TokenPartition, gather_tokens, table_rows
+from .dense import fixed_positions
+
+
+def embed_present(vit: Any, patches: Tensor, partition: TokenPartition) -> tuple[Tensor, Tensor]:
+    """Cls, visible and kept tokens with their positions.
+
+    Args:
+        vit: has ``cls_token``, ``mask_token`` and ``pos_embed`` (1, 1 + L, C), or None.
+        patches: (B, L, C), embedded without positions.
+        partition: of the batch.
+
+    Returns:
+        Tokens (B, 1 + N, C) at ``partition.present``; and queries (L, C), mask token + position of
+        every grid position, a fixed one where the encoder has none.
+    """
+    token = vit.mask_token
+    visible = gather_tokens(patches, partition.visible)
+    kept = token.expand(*partition.kept.shape, -1)
+    cls = vit.cls_token.expand(len(patches), -1, -1)
+    # As upstream, autocast leaves the residual stream in the parameters' type.
+    tokens = torch.cat((cls, visible.to(cls.dtype), kept), dim=1)
+    if vit.pos_embed is None:
+        positions = fixed_positions(partition.grid, token.shape[-1], token.dtype, token.device)
+    else:
+        positions = vit.pos_embed[0, 1:]
+        prefix = vit.pos_embed[:, :1].expand(len(patches), -1, -1)
+        tokens = tokens + torch.cat((prefix, table_rows(positions, partition.present)), dim=1)
+    return tokens, token[0] + positions
+
+
+def present_bias(shared: Any | None, partition: TokenPartition) -> Tensor | None:
+    """Rows and columns of a shared relative position bias for cls and the present tokens.
+
+    Args:
+        shared: module with ``relative_position_bias_table`` and ``relative_position_index``
+            (1 + L, 1 + L), cls first, or None.
+        partition: of the batch.
+
+    Returns:
+        (B, heads, 1 + N, 1 + N), or None.
+    """
+    if shared is None:
+        return None
+    tokens = F.pad(partition.present + 1, (1, 0))  # cls is row 0
+    pairs = shared.relative_position_index[tokens[:, :, None], tokens[:, None, :]]
+    return table_rows(shared.relative_position_bias_table, pairs).permute(0, 3, 1, 2).contiguous()
