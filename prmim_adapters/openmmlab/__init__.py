@@ -5,7 +5,7 @@ custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports
 """
 
 from ..frameworks import cross_mae, fcmae, ibot, simmim_vit
-from . import compat, device_dataset, hooks_ibot, knn, prmim, throw_ratio, transforms
+from . import compat, device_dataset, hooks_ibot, knn, prmim, throw_ratio, tiny_imagenet, transforms
 
 compat.apply()
 
@@ -20,5 +20,6 @@ __all__ = [
     'prmim',
     'simmim_vit',
     'throw_ratio',
+    'tiny_imagenet',
     'transforms',
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,7 +42,7 @@ def check_configs(spec: Spec) -> None:
                 _check_checkpoint(name, config)
         for arm in spec.arms:
             with _mistakes_named(f'arms.{arm}: {spec.arms[arm]!r}', spec):
-                point = Point(first.framework, arm, spec.ratios[0], first.seed)
+                point = Point(first.framework, arm, spec.ratios_of(arm)[0], first.seed)
                 write_point(folder / 'point.py', folder / first.framework / 'base.py', point, spec)
                 read_config(folder / 'point.py')
         for name, transfer in spec.transfers.items():
@@ -65,7 +64,7 @@ def check_arms(spec: Spec) -> None:
             model = build_model(Config.fromfile(base))
         if framework.peer_of is not None:
             continue
-        for arm, ratio in product(spec.arms, spec.ratios):
+        for arm, ratio in [(a, r) for a in spec.arms for r in spec.ratios_of(a)]:
             try:
                 attach(model, throw_ratio=ratio, **spec.attach_options(arm))
                 _check_schedule(model, ratio, spec.arms[arm].get('hooks', []))

@@ -68,14 +68,14 @@ def _against_ratio(ax: Axes, sweep: Sweep, framework: str, metric: str) -> None:
     largest = sweep.cost((framework, FRAMEWORK_ARM, 0.0), 'training_gmacs')
     for number, arm in enumerate(sweep.spec.arms):
         line = []
-        for ratio in (0.0, *sorted(sweep.spec.ratios)):
-            cell = (framework, arm if ratio else FRAMEWORK_ARM, ratio)
+        cells = [(framework, arm, ratio) for ratio in sorted(sweep.spec.ratios_of(arm))]
+        for cell in [(framework, FRAMEWORK_ARM, 0.0), *cells]:
             values = list(sweep.values(cell, metric).values())
             if values:
                 macs = sweep.cost(cell, 'training_gmacs')
                 area = _LARGEST_BUBBLE * (macs / largest if macs and largest else 0.3)
                 spread = stdev(values) if len(values) > 1 else 0.0
-                line.append((ratio, mean(values), spread, area))
+                line.append((cell[2], mean(values), spread, area))
         ratios, means, spreads, areas = zip(*line, strict=True)
         colour = f'C{number}'
         ax.plot(ratios, means, color=colour)

@@ -70,6 +70,7 @@ def _check(spec: Spec) -> None:
     for name, arm in spec.arms.items():
         _check_budget(f'arms.{name}', arm.get('budget', 'epochs'))
         _check_hooks(f'arms.{name}.hooks', arm.get('hooks', []))
+        _check_own_ratios(f'arms.{name}.ratios', arm.get('ratios', list(spec.ratios)), spec)
         if 'throw_ratio' in arm:
             raise SpecError(f'arms.{name}.throw_ratio: the axis `ratios` sets it; remove it here')
     for ratio in spec.ratios:
@@ -80,9 +81,10 @@ def _check(spec: Spec) -> None:
         if not isinstance(seed, int) or seed < 0:
             raise SpecError(f'seeds: {seed!r} is not a whole number >= 0')
     _check_distinct('seeds', [str(seed) for seed in spec.seeds])
-    plain = spec.verdict.plain
-    if plain is not None and plain not in spec.arms:
-        raise SpecError(f'verdict.plain: {plain!r} is no arm; arms are {", ".join(spec.arms)}')
+    baseline = spec.verdict.baseline
+    if baseline is not None and baseline not in spec.arms:
+        arms = ', '.join(spec.arms)
+        raise SpecError(f'verdict.baseline: {baseline!r} is no arm; arms are {arms}')
 
 
 def _check_peer(name: str, framework: Framework, spec: Spec) -> None:
@@ -107,6 +109,14 @@ def _check_budget(where: str, budget: Any) -> None:
 def _check_hooks(where: str, hooks: Any) -> None:
     if not isinstance(hooks, list) or not all(isinstance(h, dict) and 'type' in h for h in hooks):
         raise SpecError(f'{where}: expected a list of hooks, {{type: NAME, ...}}, found {hooks!r}')
+
+
+def _check_own_ratios(where: str, ratios: Any, spec: Spec) -> None:
+    for ratio in _list(ratios, where):
+        if ratio not in spec.ratios:
+            raise SpecError(
+                f'{where}: {ratio!r} is not on the axis `ratios`: {", ".join(map(str, spec.ratios))}'
+            )
 
 
 def _check_distinct(where: str, names: list[str], how: str = '') -> None:

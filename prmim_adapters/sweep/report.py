@@ -13,13 +13,14 @@ from tabulate import tabulate
 
 from . import statistics as stats
 from .collected import Cell, Sweep
-from .verdicts import VERDICT_HEADERS, peer_rows, verdict_rows, verdict_rule
+from .verdicts import peer_rows, verdict_headers, verdict_rows, verdict_rule
 
 
 def markdown(sweep: Sweep, title: str) -> str:
     """The report. ``title`` becomes its heading."""
     parts = [f'# {title}', _protocol(sweep), '## Accuracy', _accuracy_table(sweep)]
-    parts += ['## Verdict', verdict_rule(sweep), _table(verdict_rows(sweep), VERDICT_HEADERS)]
+    verdicts = _table(verdict_rows(sweep), verdict_headers(sweep))
+    parts += ['## Verdict', verdict_rule(sweep), verdicts]
     peers = peer_rows(sweep)
     if peers:
         headers = ['framework', 'arm', 'ratio', 'at', 'metric', 'peer', 'minus peer', '']

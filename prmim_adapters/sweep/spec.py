@@ -19,7 +19,7 @@ FRAMEWORK_ARM = 'framework'
 #: How long a point trains: as long as the framework in epochs, or in training MACs.
 BUDGETS = ('epochs', 'cost')
 #: Keys of an arm that are no arguments of ``prmim_adapters.attach``.
-OF_ARMS = ('budget', 'hooks')
+OF_ARMS = ('budget', 'hooks', 'ratios')
 
 
 class SpecError(ValueError):
@@ -87,12 +87,13 @@ class Verdict:
     """Which comparisons the report draws a verdict on.
 
     Attributes:
-        plain: name of the arm that is plain partial reconstruction.
+        baseline: name of the arm that the others are compared with, beside the framework: plain
+            partial reconstruction, or the default of an ablation.
         margin: points of accuracy below the framework that still count as lossless.
         confidence: of the intervals.
     """
 
-    plain: str | None = None
+    baseline: str | None = None
     margin: float = 0.3
     confidence: float = 0.95
 
@@ -126,8 +127,8 @@ class Spec:
         frameworks: name to framework.
         arms: name to the arguments of ``prmim_adapters.attach`` (``throw_ratio`` is the sweep's),
             and ``budget``: 'epochs' (the default), as many as the framework's, or 'cost', as many
-            steps as the framework's training MACs buy; and ``hooks``, configs of hooks beside those
-            of the framework's config.
+            steps as the framework's training MACs buy; ``hooks``, configs of hooks beside those of
+            the framework's config; and ``ratios``, those of the axis that this arm has.
         ratios, seeds: the other two axes.
         options: differences to every framework's config.
         resume: resume the training run of an interrupted point instead of redoing it.
@@ -162,6 +163,11 @@ class Spec:
         """The arguments of ``prmim_adapters.attach``, but the ratio."""
         return {key: value for key, value in self.arms[arm].items() if key not in OF_ARMS}
 
+    def ratios_of(self, arm: str) -> tuple[float, ...]:
+        """The ratios of the axis that an arm has."""
+        own = self.arms[arm].get('ratios', self.ratios)
+        return tuple(ratio for ratio in self.ratios if ratio in own)
+
     def budget(self, framework: str, arm: str) -> str:
         """'epochs' or 'cost'."""
         if arm == FRAMEWORK_ARM:
@@ -170,8 +176,8 @@ class Spec:
 
     def _cells(self, framework: str) -> Iterator[tuple[str, float]]:
         yield FRAMEWORK_ARM, 0.0
-        for arm in self.arms if self.frameworks[framework].peer_of is None else ():
-            yield from ((arm, ratio) for ratio in self.ratios)
+        if self.frameworks[framework].peer_of is None:
+            yield from ((arm, ratio) for arm in self.arms for ratio in self.ratios_of(arm))
 
     def settings(self, point: Point) -> dict[str, Any]:
         """All that decides the outcome of a point, as plain data.

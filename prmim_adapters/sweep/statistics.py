@@ -67,8 +67,8 @@ def against_framework(difference: Difference, margin: float) -> str:
     return 'undecided'
 
 
-def against_plain(difference: Difference) -> str:
-    """What the interval of (arm - plain partial reconstruction) allows to say."""
+def against_arm(difference: Difference) -> str:
+    """What the interval of (arm - another arm) allows to say."""
     if difference.low > 0:
         return 'better'
     if difference.high < 0:

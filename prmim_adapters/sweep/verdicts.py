@@ -9,9 +9,6 @@ from . import statistics as stats
 from .collected import Cell, Sweep
 from .spec import FRAMEWORK_ARM
 
-VERDICT_HEADERS = ['framework', 'arm', 'ratio', 'at', 'metric', 'minus framework', '']
-VERDICT_HEADERS += ['minus plain', '']
-
 
 def verdict_rule(sweep: Sweep) -> str:
     """How the verdicts are made, as one paragraph."""
@@ -19,7 +16,7 @@ def verdict_rule(sweep: Sweep) -> str:
     return (
         f'Paired by seed, {100 * verdict.confidence:.0f} % t intervals. Against the framework: '
         f'*lossless* if the interval lies above -{verdict.margin} points, *better* if above 0, '
-        '*worse* if below 0, else *undecided*. Against plain partial reconstruction: *better* or '
+        f'*worse* if below 0, else *undecided*. Against {verdict.baseline or "others"}: *better* or '
         '*worse* if the interval excludes 0. The intervals are not corrected for the number of '
         'comparisons.' + (_BUDGETS if _at_cost(sweep) else '')
     )
@@ -31,8 +28,15 @@ _BUDGETS = (
 )
 
 
+def verdict_headers(sweep: Sweep) -> list[str]:
+    """Of the columns of :func:`verdict_rows`."""
+    headers = ['framework', 'arm', 'ratio', 'at', 'metric', 'minus framework', '']
+    baseline = sweep.spec.verdict.baseline
+    return headers if baseline is None else [*headers, f'minus {baseline}', '']
+
+
 def verdict_rows(sweep: Sweep) -> list[list[str]]:
-    """Every arm and peer against its framework, and against the plain arm at the same budget."""
+    """Every arm and peer against its framework, and against the baseline at the same budget."""
     return [
         [framework, arm, f'{ratio:.2f}', _at(sweep, cell), title, *_comparison(sweep, cell, metric)]
         for cell in _compared(sweep)
@@ -52,7 +56,7 @@ def peer_rows(sweep: Sweep) -> list[list[str]]:
             ):
                 continue
             for metric, title in sweep.metrics.items():
-                found = _against_plain(sweep, cell, (name, FRAMEWORK_ARM, 0.0), metric)
+                found = _against_arm(sweep, cell, (name, FRAMEWORK_ARM, 0.0), metric)
                 rows.append([framework, arm, f'{ratio:.2f}', _at(sweep, cell), title, name, *found])
     return rows
 
@@ -73,7 +77,7 @@ def _at_cost(sweep: Sweep) -> bool:
 
 
 def _comparison(sweep: Sweep, cell: Cell, metric: str) -> list[str]:
-    """Difference and verdict against the framework, and against the plain arm."""
+    """Difference and verdict against the framework, and against the baseline."""
     framework, arm, ratio = cell
     verdict = sweep.spec.verdict
     reference = sweep.spec.frameworks[framework].peer_of or framework
@@ -85,19 +89,21 @@ def _comparison(sweep: Sweep, cell: Cell, metric: str) -> list[str]:
     row = ['-', '-']
     if to_base is not None:
         row = [str(to_base), stats.against_framework(to_base, verdict.margin)]
-    plain = (framework, verdict.plain or '', ratio)
-    if verdict.plain is None or arm in (FRAMEWORK_ARM, verdict.plain):
+    baseline = (framework, verdict.baseline or '', ratio)
+    if verdict.baseline is None:
+        return row
+    if arm in (FRAMEWORK_ARM, verdict.baseline) or baseline not in sweep.results:
         return [*row, '', '']
-    if _at(sweep, plain) != _at(sweep, cell):
+    if _at(sweep, baseline) != _at(sweep, cell):
         return [*row, '', '']
-    return [*row, *_against_plain(sweep, cell, plain, metric)]
+    return [*row, *_against_arm(sweep, cell, baseline, metric)]
 
 
-def _against_plain(sweep: Sweep, cell: Cell, other: Cell, metric: str) -> list[str]:
+def _against_arm(sweep: Sweep, cell: Cell, other: Cell, metric: str) -> list[str]:
     """Difference and verdict against another method, with no margin."""
     difference = stats.paired_difference(
         sweep.values(cell, metric), sweep.values(other, metric), sweep.spec.verdict.confidence
     )
     if difference is None:
         return ['-', '-']
-    return [str(difference), stats.against_plain(difference)]
+    return [str(difference), stats.against_arm(difference)]

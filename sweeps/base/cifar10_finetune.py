@@ -82,4 +82,3 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=100, max_keep_ckpts=1),
     logger=dict(type='LoggerHook', interval=50),
 )
-randomness = dict(diff_rank_seed=True)  # crops differ by rank

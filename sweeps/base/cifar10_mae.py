@@ -72,4 +72,3 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     checkpoint=dict(type='CheckpointHook', interval=50, max_keep_ckpts=1),
 )
-randomness = dict(diff_rank_seed=True)  # masks differ by rank

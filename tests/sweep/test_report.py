@@ -35,7 +35,7 @@ def spec(tmp_path):
         ratios=(0.5,),
         seeds=(0, 1, 2),
         evaluation=Evaluation(train={}, test={}, num_classes=10),
-        verdict=Verdict(plain='plain', margin=0.3),
+        verdict=Verdict(baseline='plain', margin=0.3),
         folder=tmp_path,
     )
 

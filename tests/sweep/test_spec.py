@@ -40,6 +40,13 @@ def test_a_peer_is_a_point_by_itself(load):
     assert [point.name for point in points if point.framework == 'b'] == ['b/framework/seed4']
 
 
+def test_an_arm_may_have_some_of_the_ratios(load):
+    spec = load(minimal(ratios=[0.5, 0.7], seeds=[4], arms=dict(a=dict(ratios=[0.7]), plain={})))
+    arms = ['framework', 'a-0.70', 'plain-0.50', 'plain-0.70']
+    assert [point.name for point in spec.points()] == [f'mae/{arm}/seed4' for arm in arms]
+    assert spec.attach_options('a') == {}
+
+
 def test_points_are_the_product_seed_by_seed(load):
     names = [point.name for point in load(minimal()).points()]
     assert names == [
@@ -145,10 +152,14 @@ def test_what_is_no_mapping_is_named(tmp_path, text):
             dict(arms=dict(a=dict(hooks={}))),
             r'arms.a.hooks: expected a list of hooks, .*found \{\}',
         ),
+        (
+            dict(arms=dict(a=dict(ratios=[0.6]))),
+            r'arms.a.ratios: 0.6 is not on the axis `ratios`: 0.5',
+        ),
         (peers(peer_of='b'), "frameworks.b.peer_of: 'b' is no framework .* there are: mae"),
         (peers(budget='cost'), 'frameworks.b.budget: the cost is that of another framework'),
         (peers(peer_of='mae', budget='time'), "frameworks.b.budget: 'time'; allowed: epochs"),
-        (dict(verdict=dict(plain='x')), "verdict.plain: 'x' is no arm; arms are plain"),
+        (dict(verdict=dict(baseline='x')), "verdict.baseline: 'x' is no arm; arms are plain"),
         (dict(evaluation=dict(train={}, test={})), 'evaluation: .*num_classes'),
     ],
 )
@@ -160,6 +171,6 @@ def test_mistakes_are_named(load, changes, message):
 @pytest.mark.parametrize('path', SPECS, ids=lambda path: path.stem)
 def test_shipped_specs_load_and_their_configs_exist(path):
     spec = load_spec(path)
-    assert spec.verdict.plain in spec.arms
+    assert spec.verdict.baseline in spec.arms
     for framework in spec.frameworks.values():
         assert '::' in framework.config or (path.parent / framework.config).is_file()

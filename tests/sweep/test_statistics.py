@@ -5,8 +5,8 @@ import pytest
 
 from prmim_adapters.sweep.statistics import (
     Difference,
+    against_arm,
     against_framework,
-    against_plain,
     mean_and_spread,
     paired_difference,
 )
@@ -30,7 +30,7 @@ def test_one_seed_decides_nothing():
     got = paired_difference({0: 60.0}, {0: 40.0})
     assert (got.low, got.high) == (-math.inf, math.inf)
     assert against_framework(got, margin=0.3) == 'undecided'
-    assert against_plain(got) == 'undecided'
+    assert against_arm(got) == 'undecided'
     assert str(got) == '+20.00'
 
 
@@ -47,7 +47,7 @@ def test_one_seed_decides_nothing():
 def test_verdicts(low, high, framework, plain):
     difference = Difference((low + high) / 2, low, high, 3)
     assert against_framework(difference, margin=0.3) == framework
-    assert against_plain(difference) == plain
+    assert against_arm(difference) == plain
 
 
 def test_mean_and_spread():
