@@ -148,16 +148,15 @@ def set_throw_ratio(model: Model, throw_ratio: float) -> Model:
             'stage, whose parameters the optimizer must know: attach at the largest ratio of the '
             'schedule, then lower it with set_throw_ratio'
         )
-    threw = partial.num_thrown > 0
+    throws = round(throw_ratio * partial.grid[0] * partial.grid[1]) > 0
+    changes = throws != (partial.num_thrown > 0)
+    if changes:
+        _restore(model)
     partial.throw_ratio = float(throw_ratio)
-    throws = partial.num_thrown > 0
-    if throws and not threw:
-        _restore(model)
+    if changes and throws:
         _throw(model)
-    elif threw and not throws:
-        _restore(model)
-        if partial.aggregators:
-            model.register_forward_hook(_use_parameters)
+    elif changes and partial.aggregators:
+        model.register_forward_hook(_use_parameters)
     return model
 
 
@@ -262,7 +261,7 @@ def _build_sampler(spec: Spec) -> Sampler:
     name, options = _name_and_options('sampler', spec)
     function = SAMPLERS.get(name)
     try:  # a wrong option shows here rather than in the first step
-        inspect.signature(function).bind('mask', 'num_kept', 'grid', 'generator', **options)
+        inspect.signature(function).bind('mask', 'num_kept', 'grid', 'noise', **options)
     except TypeError as error:
         raise TypeError(f'sampler {name!r}, called with {options}: {error}') from None
     return functools.partial(function, **options) if options else function
@@ -294,7 +293,8 @@ def _check_sampler(partial: PartialReconstruction, seams: Seams) -> None:
     order = torch.rand(2, seams.length, generator=generator).argsort(dim=1)
     mask = order < masked
     num_kept = masked - partial.num_thrown
-    kept = partial.sampler(mask, num_kept, seams.grid, generator)
+    noise = torch.randint(2**20, mask.shape, generator=generator)
+    kept = partial.sampler(mask, num_kept, seams.grid, noise)
     found = kept.sum(dim=1).tolist()
     if kept.dtype != torch.bool or (kept & ~mask).any() or found != [num_kept] * 2:
         raise ValueError(

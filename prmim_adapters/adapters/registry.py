@@ -27,7 +27,7 @@ class Registry:
 
     Example:
         >>> @SAMPLERS.register_module('mine')
-        ... def mine(mask, num_kept, grid, generator=None): ...
+        ... def mine(mask, num_kept, grid, noise): ...
     """
 
     def __init__(self, kind: str) -> None:

@@ -83,7 +83,7 @@ def partition_tokens(
     grid: Grid,
     sampler: Sampler,
     num_masked: int | None = None,
-    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
 ) -> TokenPartition:
     """Partition a batch whose images all have the same number of masked tokens.
 
@@ -94,7 +94,7 @@ def partition_tokens(
         sampler: chooses the kept tokens, see :mod:`prmim_adapters.core.sampling`.
         num_masked: M, masked tokens per image. ``None`` reads it from the mask, which waits
             for the device.
-        generator: source of the sampler's randomness, torch's global one by default.
+        noise: (B, L) int64, the sampler's randomness; None draws it from torch's global generator.
 
     Returns:
         The partition; each part ascending, with V = L - M, K = M - T.
@@ -113,7 +113,7 @@ def partition_tokens(
             'throw_ratio or raise the mask ratio'
         )
     num_kept = num_masked - num_thrown
-    kept = mask if num_thrown == 0 else sampler(mask, num_kept, grid, generator)
+    kept = mask if num_thrown == 0 else sampler(mask, num_kept, grid, noise)
     sizes = [mask.shape[1] - num_masked, num_kept, num_thrown]
     visible, kept_index, thrown = _by_part(mask, kept).split(sizes, dim=1)
     return TokenPartition(visible, kept_index, thrown, grid)
@@ -125,7 +125,7 @@ def partition_ragged(
     num_kept: Tensor,
     grid: Grid,
     sampler: Sampler,
-    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
 ) -> RaggedPartition:
     """Partition a batch whose images differ in their number of masked tokens.
 
@@ -136,13 +136,13 @@ def partition_ragged(
         num_kept: (B,) int64, masked tokens to keep per image, the same for equally many masked.
         grid: (H, W) in tokens.
         sampler: chooses the kept tokens of all images at once.
-        generator: as in :func:`partition_tokens`.
+        noise: as in :func:`partition_tokens`.
 
     Returns:
         One partition for all images with equally many masked tokens, ascending in that number.
     """
     check_mask(mask, grid)
-    kept = sampler(mask, num_kept, grid, generator)
+    kept = sampler(mask, num_kept, grid, noise)
     order = _by_part(mask, kept)
     counts = torch.stack((mask.sum(dim=1), num_kept)).tolist()
     images: dict[tuple[int, int], list[int]] = {}

@@ -31,6 +31,7 @@ from .partition import (
     partition_ragged,
     partition_tokens,
 )
+from .randomness import Randomness
 from .sampling import squared_distance_to
 
 
@@ -40,7 +41,8 @@ class PartialReconstruction(nn.Module):
     Args:
         throw_ratio: thrown tokens / all L tokens; 0 is the framework's original method.
         grid: (H, W) in tokens.
-        sampler: chooses the kept tokens (:mod:`prmim_adapters.core.sampling`).
+        sampler: chooses the kept tokens (:mod:`prmim_adapters.core.sampling`), by random integers
+            of a source of its own (:mod:`prmim_adapters.core.randomness`).
         aggregators: light stages in order, each reconstructing an equal share of the thrown
             tokens, nearest to the present ones first, from those before it. Empty = plain partial
             reconstruction: thrown tokens are dropped from the loss.
@@ -74,6 +76,7 @@ class PartialReconstruction(nn.Module):
         self.thrown_weight = thrown_weight
         self.stop_gradient = stop_gradient
         self.max_masked_share = max_masked_share
+        self.randomness = Randomness()
         self._pass: TokenPartition | None = None
         self._num_masked: int | None = None
 
@@ -121,7 +124,10 @@ class PartialReconstruction(nn.Module):
         if self.ragged:
             return self._ragged(mask)
         num_masked = self._count(mask) if num_masked is None else num_masked
-        partition = partition_tokens(mask, self.num_thrown, self.grid, self.sampler, num_masked)
+        noise = self.randomness(mask) if self.num_thrown else None
+        partition = partition_tokens(
+            mask, self.num_thrown, self.grid, self.sampler, num_masked, noise
+        )
         partition = self._in_stages(partition)
         if loss_reads:
             unread, self._pass = self._pass, partition
@@ -136,7 +142,8 @@ class PartialReconstruction(nn.Module):
     def _ragged(self, mask: Tensor) -> RaggedPartition:
         num_masked = mask.sum(dim=1)
         num_kept = num_masked - self.thrown_counts(num_masked)
-        parts = partition_ragged(mask, num_kept, self.grid, self.sampler)
+        noise = self.randomness(mask)
+        parts = partition_ragged(mask, num_kept, self.grid, self.sampler, noise)
         return RaggedPartition(tuple((index, self._in_stages(part)) for index, part in parts))
 
     def _in_stages(self, partition: TokenPartition) -> TokenPartition:

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samplers: which masked tokens the heavy network keeps.
 
-A sampler is a function ``(mask, num_kept, grid, generator) -> kept``:
+A sampler is a function ``(mask, num_kept, grid, noise) -> kept``:
 
 * mask: (B, L) bool, True = masked, L = H * W in row-major order;
 * num_kept: tokens to keep per image, an int or a (B,) int64 tensor (ragged masks);
 * grid: (H, W);
-* generator: source of randomness on the mask's device, torch's global one if None;
+* noise: (B, L) int64, random integers from 0 to 2**20 - 1, drawn anew for every batch and all the
+  randomness there is; None draws them from torch's global generator;
 * kept: (B, L) bool, a subset of ``mask`` with exactly ``num_kept`` True per image.
 
 Distances are squared Euclidean distances on the grid, so they are integers and every comparison
-is exact on every device. Ties are broken by random integers drawn once per call.
+is exact on every device. Ties are broken by the noise.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from torch import Tensor
 
 from .farthest_numpy import farthest as by_distance
 from .partition import Grid
-
-_NOISE_BITS = 20
+from .randomness import BITS
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def farthest(
     mask: Tensor,
     num_kept: int | Tensor,
     grid: Grid,
-    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
     seeds: str = 'visible',
 ) -> Tensor:
     """Farthest point sampling [0]: each next kept token is the farthest from all present ones.
@@ -47,22 +47,20 @@ def farthest(
     if seeds not in ('visible', 'none'):
         raise ValueError(f"seeds={seeds!r}: allowed are 'visible' and 'none'")
     count, steps = _counts(mask, num_kept)
-    noise = _noise(mask, generator)
+    noise = _drawn(noise, mask)
     start = ~mask if seeds == 'visible' else torch.zeros_like(mask)
     return torch.ops.prmim_adapters.farthest(mask, start, count, noise, list(grid), steps)
 
 
 @torch.no_grad()
-def random(
-    mask: Tensor, num_kept: int | Tensor, grid: Grid, generator: torch.Generator | None = None
-) -> Tensor:
+def random(mask: Tensor, num_kept: int | Tensor, grid: Grid, noise: Tensor | None = None) -> Tensor:
     """Uniformly random kept tokens, as in plain partial reconstruction."""
-    return _lowest(_noise(mask, generator), mask, num_kept)
+    return _lowest(_drawn(noise, mask), mask, num_kept)
 
 
 @torch.no_grad()
 def lattice(
-    mask: Tensor, num_kept: int | Tensor, grid: Grid, generator: torch.Generator | None = None
+    mask: Tensor, num_kept: int | Tensor, grid: Grid, noise: Tensor | None = None
 ) -> Tensor:
     """Kept tokens on an ordered-dither lattice, shifted at random per image.
 
@@ -75,7 +73,8 @@ def lattice(
     bits = max(height - 1, width - 1, 1).bit_length()
     rank = _bayer(bits, mask.device)
     side = rank.shape[0]
-    shift = torch.randint(side, (2, mask.shape[0], 1), generator=generator, device=mask.device)
+    noise = _drawn(noise, mask).reshape(len(mask), -1)
+    shift = torch.stack((noise[:, :1], noise[:, -1:])) % side
     rows = (torch.arange(height, device=mask.device) + shift[0]) % side
     columns = (torch.arange(width, device=mask.device) + shift[1]) % side
     return _lowest(rank[rows[:, :, None], columns[:, None, :]].flatten(1), mask, num_kept)
@@ -131,7 +130,7 @@ def _(
     except ImportError:
         return _reference(mask, start, count, noise, grid, steps)
     nearest = squared_distance_to(start, (grid[0], grid[1]))
-    return fused(mask, nearest, count, noise, grid[1], _NOISE_BITS)
+    return fused(mask, nearest, count, noise, grid[1], BITS)
 
 
 @_farthest.register_fake
@@ -150,14 +149,14 @@ def _reference(
         mask: (B, L) bool, candidates.
         start: (B, L) bool, points there are already.
         count: (B, 1) int64, points to choose; ``steps`` is the largest of them.
-        noise: (B, L) int64, breaks ties; squared distances stand ``_NOISE_BITS`` above it.
+        noise: (B, L) int64, breaks ties; squared distances stand ``BITS`` above it.
         grid: [H, W].
         steps: as above.
     """
     height, width = grid
-    down = _axis_distance(height, mask.device).repeat_interleave(width, 1) << _NOISE_BITS  # (H, L)
-    right = _axis_distance(width, mask.device).repeat(1, height) << _NOISE_BITS  # (W, L)
-    score = (squared_distance_to(start, (height, width)) << _NOISE_BITS) + noise
+    down = _axis_distance(height, mask.device).repeat_interleave(width, 1) << BITS  # (H, L)
+    right = _axis_distance(width, mask.device).repeat(1, height) << BITS  # (W, L)
+    score = (squared_distance_to(start, (height, width)) << BITS) + noise
     score = torch.where(mask, score, -1)
     reach, sideways = torch.empty_like(score), torch.empty_like(score)
     chosen = torch.empty(mask.shape[0], steps, dtype=torch.int64, device=mask.device)
@@ -181,8 +180,10 @@ def _counts(mask: Tensor, num_kept: int | Tensor) -> tuple[Tensor, int]:
     return num_kept.to(mask.device)[:, None], int(num_kept.max()) if len(num_kept) else 0
 
 
-def _noise(mask: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randint(1 << _NOISE_BITS, mask.shape, generator=generator, device=mask.device)
+def _drawn(noise: Tensor | None, mask: Tensor) -> Tensor:
+    if noise is None:
+        return torch.randint(1 << BITS, mask.shape, device=mask.device)
+    return noise
 
 
 def _lowest(rank: Tensor, mask: Tensor, num_kept: int | Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 from unittest import SkipTest
 
 from . import checks, positions
-from .access import recorded_partitions
+from .access import recorded_partitions, seed_everything
 from .case import AdapterCase
 from .token_wise import make_token_wise
 
@@ -32,6 +32,7 @@ __all__ = [
     'check_adapter',
     'make_token_wise',
     'recorded_partitions',
+    'seed_everything',
 ]
 
 CHECKS: tuple[Callable[[AdapterCase], None], ...] = tuple(

@@ -7,12 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..adapters import partial_of
 from ..core import RaggedPartition, TokenPartition
+from ..core.randomness import Randomness
 
 Recorded = list[tuple[Tensor, TokenPartition]]
+
+
+def seed_everything(model: nn.Module, seed: int) -> None:
+    """Seed torch's global generator and the samplers' own sources of randomness."""
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, Randomness):
+            module.seed(seed)
 
 
 @contextmanager

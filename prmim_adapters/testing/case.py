@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..adapters import attach, partial_of
 from ..core import PartialReconstruction
+from .access import seed_everything
 from .token_wise import make_token_wise
 
 
@@ -116,7 +117,8 @@ class AdapterCase:
     def loss(self, model: Any, seed: int = 1, batch: Any = None) -> Tensor:
         """The loss of the batch under a fixed seed."""
         batch = self.fixed_batch() if batch is None else batch
-        return total(seeded(lambda: self.losses(model, batch), seed))
+        seed_everything(model, seed)
+        return total(self.losses(model, batch))
 
     def heavy_features(self, model: Any, tokens: Tensor) -> tuple[Tensor, ...]:
         """See ``features``."""

@@ -17,8 +17,8 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..adapters import detach
-from .access import recorded_partitions
-from .case import AdapterCase, seeded, total
+from .access import recorded_partitions, seed_everything
+from .case import AdapterCase, total
 
 AGGREGATORS = ('cross_attention', 'nearest', 'convolution', 'distance', None)
 
@@ -172,7 +172,8 @@ def check_compile(case: AdapterCase) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(case.losses, backend='aot_eager', fullgraph=case.compiles_whole)
     batch = case.fixed_batch()
-    actual = total(seeded(lambda: compiled(model, batch), seed=1))
+    seed_everything(model, 1)
+    actual = total(compiled(model, batch))
     assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     actual.backward()
     assert all(g.isfinite().all() for g in _gradients(model).values() if g is not None)

@@ -36,7 +36,8 @@ def partition_of_seed(seed: int = 0) -> TokenPartition:
     length = GRID[0] * GRID[1]
     order = torch.rand(1, length, generator=generator).argsort(dim=1)
     mask = torch.zeros(1, length, dtype=torch.bool).scatter(1, order[:, :MASKED], True)
-    return partition_tokens(mask, THROW, GRID, farthest, MASKED, generator)
+    noise = torch.randint(2**20, mask.shape, generator=generator)
+    return partition_tokens(mask, THROW, GRID, farthest, MASKED, noise)
 
 
 def draw(photograph: Image.Image, partition: TokenPartition) -> Figure:

@@ -46,21 +46,23 @@ def observe(model: Any, batch: dict[str, Any], seed: int = 0) -> Observation:
     Args:
         model: attached mmpretrain algorithm; left in the mode it came in.
         batch: collated ``dict(inputs, data_samples)``, before the data preprocessor.
-        seed: of the mask, where the model draws it.
+        seed: of the kept tokens, and of the mask, where the model draws it.
 
     Raises:
         ValueError: nothing is attached to the model; its ``throw_ratio`` is 0 and the adapter hands
             over to the original code; or the images have masks of different sizes.
     """
     partial = partial_of(model)
-    training = model.training
+    training, state = model.training, partial.randomness.state.clone()
     model.eval()
+    partial.randomness.seed(seed)
     try:
         with seeded(seed), _recorded(model) as (partitions, losses):
             data = model.data_preprocessor(batch, False)
             model(**data, mode='loss')
     finally:
         model.train(training)
+        partial.randomness.state.copy_(state)
     views = data['inputs']
     inputs = views[0] if isinstance(views, (list, tuple)) else views
     if not partitions:

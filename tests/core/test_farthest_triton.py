@@ -17,10 +17,10 @@ pytest.importorskip('triton')
 COMPARE = """
 import torch
 from prmim_adapters.core.farthest_triton import farthest
-from prmim_adapters.core.sampling import _NOISE_BITS, _reference, squared_distance_to
+from prmim_adapters.core.sampling import BITS, _reference, squared_distance_to
 
 generator = torch.Generator().manual_seed(0)
-for grid, images, levels in (((6, 6), 3, 3), ((5, 9), 2, 1 << _NOISE_BITS), ((1, 17), 2, 2)):
+for grid, images, levels in (((6, 6), 3, 3), ((5, 9), 2, 1 << BITS), ((1, 17), 2, 2)):
     length = grid[0] * grid[1]
     mask = torch.rand(images, length, generator=generator) < 0.75
     count = mask.sum(1, keepdim=True) // 3 + torch.arange(images)[:, None]
@@ -28,7 +28,7 @@ for grid, images, levels in (((6, 6), 3, 3), ((5, 9), 2, 1 << _NOISE_BITS), ((1,
     for start in (~mask, torch.zeros_like(mask)):
         expected = _reference(mask, start, count, noise, list(grid), int(count.max()))
         nearest = squared_distance_to(start, grid)
-        actual = farthest(mask, nearest, count, noise, grid[1], _NOISE_BITS)
+        actual = farthest(mask, nearest, count, noise, grid[1], BITS)
         assert torch.equal(expected.sum(1), count[:, 0])
         assert torch.equal(actual, expected), (grid, levels)
 print('equal')

@@ -6,6 +6,10 @@ from masks import random_mask
 from prmim_adapters.core.sampling import farthest, lattice, random, squared_distance_to
 
 
+def noise_of(mask, seed):
+    return torch.randint(1 << 20, mask.shape, generator=torch.Generator().manual_seed(seed))
+
+
 def oracle(mask, noise, num_kept, grid, seeded=True):
     """Farthest point sampling of one image in plain Python, ties by noise, then by position."""
     height, width = grid
@@ -32,8 +36,8 @@ def oracle(mask, noise, num_kept, grid, seeded=True):
 def test_farthest_agrees_with_the_oracle(grid, seeds):
     length = grid[0] * grid[1]
     mask = random_mask(3, length, length * 3 // 4)
-    kept = farthest(mask, length // 4, grid, torch.Generator().manual_seed(3), seeds=seeds)
-    noise = torch.randint(1 << 20, mask.shape, generator=torch.Generator().manual_seed(3))
+    noise = noise_of(mask, 3)
+    kept = farthest(mask, length // 4, grid, noise, seeds=seeds)
     for image in range(3):
         expected = oracle(mask[image], noise[image], length // 4, grid, seeds == 'visible')
         assert kept[image].nonzero().flatten().tolist() == expected
@@ -61,7 +65,8 @@ def test_every_thrown_token_touches_a_present_one():
     generator = torch.Generator().manual_seed(0)
     worst = {}
     for name, sampler in (('farthest', farthest), ('random', random)):
-        present = ~mask | sampler(mask, 49, (14, 14), generator)
+        noise = torch.randint(1 << 20, mask.shape, generator=generator)
+        present = ~mask | sampler(mask, 49, (14, 14), noise)
         worst[name] = int(squared_distance_to(present, (14, 14)).max())
     assert worst['farthest'] == 1
     assert worst['random'] > 1
@@ -87,9 +92,8 @@ def test_lattice_is_even():
 
 
 def test_random_is_uniform():
-    kept = random(
-        torch.ones(20000, 9, dtype=torch.bool), 3, (3, 3), torch.Generator().manual_seed(0)
-    )
+    mask = torch.ones(20000, 9, dtype=torch.bool)
+    kept = random(mask, 3, (3, 3), noise_of(mask, 0))
     share = kept.float().mean(0)
     assert (share - 1 / 3).abs().max() < 0.015  # 4.5 standard errors
 
@@ -97,11 +101,10 @@ def test_random_is_uniform():
 def test_ties_are_broken_at_random_and_repeatably():
     mask = torch.ones(1, 16, dtype=torch.bool)
     picks = [
-        farthest(mask, 1, (4, 4), torch.Generator().manual_seed(seed)).nonzero()[0, 1].item()
-        for seed in range(40)
+        farthest(mask, 1, (4, 4), noise_of(mask, seed)).nonzero()[0, 1].item() for seed in range(40)
     ]
     assert len(set(picks)) > 8
-    again = farthest(mask, 1, (4, 4), torch.Generator().manual_seed(0)).nonzero()[0, 1].item()
+    again = farthest(mask, 1, (4, 4), noise_of(mask, 0)).nonzero()[0, 1].item()
     assert again == picks[0]
 
 
