@@ -15,7 +15,8 @@ import click
 
 from prmim_adapters.accounting import make_batch
 from prmim_adapters.accounting.report import compare
-from prmim_adapters.accounting.variants import build_variants, load_config
+from prmim_adapters.accounting.variants import build_variants
+from prmim_adapters.openmmlab.models import load_config
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / 'benchmarks' / 'results' / 'costs.json'

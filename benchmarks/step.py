@@ -15,10 +15,13 @@ from pathlib import Path
 
 import click
 from cross_decoder import cross_subject
+from mmpretrain.models import MAE
+from mmpretrain.registry import MODELS
 
 from prmim_adapters.accounting.bench import Settings, config_batch, config_subjects, measure
 from prmim_adapters.accounting.throughput import Timing
-from prmim_adapters.accounting.variants import load_config
+from prmim_adapters.openmmlab.models import framework_settings, load_config
+from prmim_adapters.openmmlab.types import resolved
 
 RESULTS = Path(__file__).parent / 'results'
 
@@ -44,7 +47,7 @@ def main(
     settings = Settings(batch_size, device, timing, threads, memory=memory)
     loaded = load_config(config)
     subjects = config_subjects(config, [ratio])
-    if peer and loaded.model.get('framework', loaded.model).type == 'MAE':
+    if peer and resolved(framework_settings(loaded), MODELS) is MAE:
         subjects.append(cross_subject(config))
     name, optimizer = Path(config).stem, loaded.optim_wrapper.optimizer.to_dict()
     report = measure(name, subjects, partial(config_batch, config, batch_size), settings, optimizer)

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper
+from mmpretrain.registry import MODELS, OPTIM_WRAPPERS
+
+from prmim_adapters.openmmlab.models import framework_settings, is_prmim, load_config, own_ratio
+from prmim_adapters.openmmlab.types import is_a, resolved
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs' / 'mmpretrain'
@@ -38,16 +42,16 @@ def entry(path: Path) -> dict[str, Any]:
 
     The number of processes is known where the config says for which total the rate is set.
     """
-    config = Config.fromfile(path)
+    config = load_config(path)
     epochs = config.train_cfg.max_epochs
     each = config.train_dataloader.batch_size
     total = config.get('auto_scale_lr', {}).get('base_batch_size')
     batch = f'{total // each}xb{each}' if total else f'b{each}'
-    precision = '-amp' if config.optim_wrapper.type == 'AmpOptimWrapper' else ''
+    precision = '-amp' if is_a(config.optim_wrapper, OPTIM_WRAPPERS, AmpOptimWrapper) else ''
     metadata = {'Training Data': 'ImageNet-1k', 'Epochs': epochs, 'Batch Size': total}
-    if config.model.type == 'PRMIM':
-        metadata |= {'Framework': config.model.framework.type.split('.')[-1]}
-        metadata |= {'Throw Ratio': config.model.throw_ratio}
+    if is_prmim(config):
+        metadata |= {'Framework': resolved(framework_settings(config), MODELS).__name__}
+        metadata |= {'Throw Ratio': own_ratio(config)}
     return {
         'Name': f'{path.stem}_{batch}{precision}-{epochs}e_in1k',
         'Metadata': metadata,

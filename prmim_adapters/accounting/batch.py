@@ -15,10 +15,17 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
-from mmengine.registry import init_default_scope
 from torch import nn
 
-from .loss_path import Batch, seeded
+from ..core.seeding import seeded
+from ..openmmlab.models import (
+    build_model,
+    input_channels,
+    load_config,
+    scope_of,
+    training_pipeline,
+)
+from .loss_path import Batch
 
 _RAW_SIZE = (320, 400)  # height, width of the random "photograph"
 
@@ -36,12 +43,13 @@ def make_batch(
         config: an mmpretrain config or its path; its training pipeline makes the samples. A model
             instead: images of its backbone's ``img_size`` and no ``data_samples``, for models
             that draw their own mask.
-        model: whose data preprocessor and device to use; without it, one is built on the CPU.
+        model: whose channels, data preprocessor and device to use; without it, one is built on
+            the CPU.
         batch_size: number of images B, at least 1.
         seed: of the pixels, the augmentations and the masks.
 
     Returns:
-        ``dict(inputs=..., data_samples=...)``; inputs (B, 3, H, W) float32, normalised, or a list
+        ``dict(inputs=..., data_samples=...)``; inputs (B, C, H, W) float32, normalised, or a list
         of such views.
 
     Raises:
@@ -52,14 +60,15 @@ def make_batch(
     if isinstance(config, nn.Module):
         return _from_model(config, batch_size, seed)
     if not isinstance(config, Config):
-        config = Config.fromfile(config)
-    import mmpretrain.datasets  # noqa: F401 (registers the transforms)
-
-    init_default_scope(config.get('default_scope') or 'mmpretrain')
-    pipeline, preprocessor = _pipeline_without_files(config), _preprocessor(config, model)
-    with seeded(seed):
-        samples = [pipeline(_raw_sample(index)) for index in range(batch_size)]
-        return preprocessor(default_collate(samples), True)
+        config = load_config(config)
+    steps = training_pipeline(config)
+    if model is None:
+        with seeded(seed):
+            model = build_model(config)
+    with scope_of(config), seeded(seed):
+        pipeline, channels = _compose(steps), input_channels(model)
+        samples = [_made(pipeline, _raw_sample(i, channels)) for i in range(batch_size)]
+        return model.data_preprocessor(default_collate(samples), True)
 
 
 def _from_model(model: nn.Module, batch_size: int, seed: int) -> Batch:
@@ -71,46 +80,45 @@ def _from_model(model: nn.Module, batch_size: int, seed: int) -> Batch:
         )
     height, width = (size, size) if isinstance(size, int) else size
     with seeded(seed):
-        inputs = torch.randn(batch_size, 3, height, width)
+        inputs = torch.randn(batch_size, input_channels(model), height, width)
     return {'inputs': inputs.to(next(model.parameters()).device), 'data_samples': None}
 
 
-def _pipeline_without_files(config: Config) -> Any:
+def _compose(steps: list[Any]) -> list[Any]:
+    import mmpretrain.datasets  # noqa: F401 (registers the transforms)
     from mmcv.transforms import Compose
 
-    dataset = config.get('train_dataloader', {}).get('dataset', {})
-    while 'pipeline' not in dataset and 'dataset' in dataset:  # RepeatDataset and the like
-        dataset = dataset['dataset']
-    steps = [step for step in dataset.get('pipeline', ()) if not _reads_files(step)]
-    if not steps:
-        raise ValueError(
-            f'{config.filename or "the config"} has no `train_dataloader.dataset.pipeline`: '
-            'image size and mask are unknown, so no batch can be made'
-        )
-    return Compose(steps)
+    return Compose(steps).transforms
 
 
-def _reads_files(step: dict) -> bool:
-    return str(step['type']).rpartition('.')[2].startswith('Load')
+class _FileWantedError(KeyError):
+    """A step reads the image from its file."""
 
 
-def _raw_sample(index: int) -> dict[str, Any]:
-    image = np.random.randint(0, 256, (*_RAW_SIZE, 3), dtype=np.uint8)
-    return {
-        'img': image,
-        'img_shape': _RAW_SIZE,
-        'ori_shape': _RAW_SIZE,
-        'gt_label': 0,
-        'sample_idx': index,
-    }
+class _WithoutFile(dict):
+    """A sample with pixels and no file."""
+
+    def __missing__(self, key: str) -> Any:
+        raise (_FileWantedError if 'path' in key or 'file' in key else KeyError)(key)
 
 
-def _preprocessor(config: Config, model: nn.Module | None) -> Any:
-    if model is not None:
-        return model.data_preprocessor
-    from mmpretrain.registry import MODELS
+def _made(pipeline: list[Any], sample: Any) -> Any:
+    """The sample after all steps but those that load the image, whatever they are called."""
+    for step in pipeline:
+        try:
+            sample = step(sample)
+        except _FileWantedError:
+            continue
+    return sample
 
-    settings = config.model.get('data_preprocessor') or config.get('data_preprocessor')
-    if settings is None:
-        raise ValueError(f'{config.filename or "the config"} has no `data_preprocessor`')
-    return MODELS.build(settings)
+
+def _raw_sample(index: int, channels: int) -> _WithoutFile:
+    """What loading gives: (H, W, C), or (H, W) with one channel."""
+    shape = _RAW_SIZE if channels == 1 else (*_RAW_SIZE, channels)
+    return _WithoutFile(
+        img=np.random.randint(0, 256, shape, dtype=np.uint8),
+        img_shape=_RAW_SIZE,
+        ori_shape=_RAW_SIZE,
+        gt_label=0,
+        sample_idx=index,
+    )

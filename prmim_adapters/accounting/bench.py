@@ -14,12 +14,14 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..core.seeding import seeded
+from ..openmmlab.models import load_config, own_ratio
 from .batch import make_batch
 from .environment import environment
-from .loss_path import Batch, seeded
+from .loss_path import Batch
 from .peak import PeakMemory, peak_memory
 from .throughput import Times, Timing, time_interleaved, training_step
-from .variants import FRAMEWORK, OURS, PLAIN, build_variant, load_config, own_ratio
+from .variants import FRAMEWORK, OURS, PLAIN, build_variant
 
 MOST_COMPILED = 8
 """Models that one compiled function is specialised for; torch's default recompile limit."""
@@ -130,7 +132,7 @@ class BenchReport:
             f'{self.name}, batch {self.settings.batch_size}, {timing.precision}, '
             f'{timing.attention} attention{", compiled" if timing.compiled else ""}; '
             f'{where["device"]}, {self.settings.processes} process(es), '
-            f'{where["threads"]} threads, torch {where["torch"]}'
+            f'{where["threads"]} threads, torch {where["packages"]["torch"]}'
         )
         head = ['', 'step ms', 'spread', 'img/s', 'time', 'CPU time', 'peak MB', 'memory']
         rows = [_row(head), '|' + '---|' * len(head), *map(self._row, self.measured)]

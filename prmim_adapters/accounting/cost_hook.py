@@ -18,9 +18,10 @@ from mmpretrain.registry import HOOKS
 from torch import nn
 
 from ..adapters import is_attached
+from ..core.seeding import seeded
 from ..openmmlab.throw_ratio import ratio_hook
 from .flops import UndercountError, count_macs, training_macs
-from .loss_path import scratch, seeded
+from .loss_path import scratch
 from .report import compare
 from .scheduled import average_over_run
 from .variants import variants_of

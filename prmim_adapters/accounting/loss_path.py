@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..core.seeding import seeded
+
 Batch = dict[str, Any]
-"""What ``model.loss`` takes, preprocessed: ``inputs``, a tensor (B, 3, H, W) or a list of them
+"""What ``model.loss`` takes, preprocessed: ``inputs``, a tensor (B, C, H, W) or a list of them
 (views), and ``data_samples``, a list of B or None."""
 
 
@@ -37,7 +36,7 @@ class LossPath(nn.Module):
         self.multiview = not isinstance(batch['inputs'], Tensor)
 
     def forward(self, *views: Tensor) -> Tensor:
-        """The loss of the views, (B, 3, H, W) each."""
+        """The loss of the views, (B, C, H, W) each."""
         if not hasattr(self.model, 'parse_losses'):
             return _loss_in(self.model(*views))
         losses = self.model.loss(list(views) if self.multiview else views[0], self.data_samples)
@@ -95,19 +94,3 @@ def without_process_group() -> Iterator[None]:
         yield
     finally:
         dist.group.WORLD = world
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds Python, numpy and torch inside the block and restores their states after it."""
-    python, legacy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)

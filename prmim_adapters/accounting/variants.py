@@ -6,15 +6,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import MessageHub
-from mmengine.registry import init_default_scope
 from torch import nn
 
 from ..adapters import attach, detach, is_attached, partial_of
+from ..openmmlab.models import attach_options, build_model, load_config, own_ratio
 
 FRAMEWORK, PLAIN, OURS = 'framework', 'plain partial', 'PR-MIM'
 
@@ -38,49 +35,6 @@ class Variant:
     def label(self) -> str:
         """Name with the ratio: 'PR-MIM 0.5'."""
         return self.name if self.name == FRAMEWORK else f'{self.name} {self.throw_ratio:g}'
-
-
-def load_config(path: str | Path) -> Config:
-    """A config by its path, or by the name that a config's ``_base_`` would give it.
-
-    Args:
-        path: a file, or ``'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py'``.
-    """
-    if '::' in str(path):
-        from mmengine.hub import get_config
-
-        return get_config(str(path))
-    return Config.fromfile(path)
-
-
-def build_model(config: Config) -> nn.Module:
-    """The model of a training config, as the Runner builds it, on the CPU, weights not loaded."""
-    import mmpretrain.models  # noqa: F401 (registers the models)
-    from mmpretrain.registry import MODELS
-
-    from .. import openmmlab  # noqa: F401 (registers PRMIM)
-
-    init_default_scope(config.get('default_scope') or 'mmpretrain')
-    settings = copy.deepcopy(config.model)
-    if config.get('data_preprocessor') is not None:
-        settings.setdefault('data_preprocessor', config.data_preprocessor)
-    hub = MessageHub.get_current_instance()
-    if 'max_iters' not in hub.runtime_info:  # teachers ask how long training will be
-        hub.update_info('max_iters', 1)
-    return MODELS.build(settings)
-
-
-def attach_options(config: Config) -> dict[str, Any]:
-    """Options of ``attach`` in a config of type PRMIM, but the ratio; none in another."""
-    if config.model.get('type') != 'PRMIM':
-        return {}
-    not_options = ('type', 'framework', 'throw_ratio', 'data_preprocessor')
-    return {k: v for k, v in config.model.items() if k not in not_options}
-
-
-def own_ratio(config: Config) -> float:
-    """The throw ratio of a config of type PRMIM; 0.5 of another."""
-    return config.model.get('throw_ratio', 0.5) if config.model.get('type') == 'PRMIM' else 0.5
 
 
 def build_variants(config: Config, ratios: Sequence[float] | None = None) -> list[Variant]:

@@ -60,14 +60,16 @@ def bench(
 
     from ..accounting import bench as measuring
     from ..accounting.throughput import Timing
-    from ..accounting.variants import load_config
+    from ..errors import shown_without_traceback
+    from ..openmmlab.models import load_config
 
     if out:
         check_output(out, [config])
     timing = Timing(steps, warmup, precision, compiled, attention)
     settings = measuring.Settings(batch_size, device, timing, threads, processes, memory)
-    try:
+    with shown_without_traceback():
         optimizer = load_config(config).get('optim_wrapper', {}).get('optimizer')
+        loading = measuring.data_seconds(config, batch_size) if data else None
         report = measuring.measure(
             Path(config).stem,
             measuring.config_subjects(config, ratios),
@@ -75,10 +77,7 @@ def bench(
             settings,
             optimizer and optimizer.to_dict(),
         )
-        if data:
-            report = replace(report, data_seconds=measuring.data_seconds(config, batch_size))
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+        report = replace(report, data_seconds=loading)
     text = json.dumps(report.to_dict(), indent=2)
     click.echo(text if as_json else report.markdown())
     if out:

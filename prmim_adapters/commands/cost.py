@@ -29,19 +29,19 @@ def cost(
     a name such as mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py. Images are
     random and masks as in training, so no data are needed. Nothing is timed: see `prmim bench`.
     """
-    from ..accounting import UndercountError, make_batch
+    from ..accounting import make_batch
     from ..accounting.report import compare, plot
-    from ..accounting.variants import build_variants, load_config
+    from ..accounting.variants import build_variants
+    from ..errors import shown_without_traceback
+    from ..openmmlab.models import load_config
 
     if picture:
         check_output(picture, [config])
-    try:
+    with shown_without_traceback():
         settings = load_config(config)
         variants = build_variants(settings, ratios)
         batch = make_batch(settings, variants[0].model, batch_size=batch_size)
         report = compare(variants, batch, settings.get('optim_wrapper', {}).get('optimizer'))
-    except (KeyError, OSError, TypeError, UndercountError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
     table = f'{report.markdown()}\n\n{report.notes}'
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else table)
     if picture:

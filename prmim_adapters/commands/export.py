@@ -29,18 +29,17 @@ def export(
 
     OUT.pth: all weights under mmpretrain's names, without optimizer and log history.
     """
+    from ..errors import shown_without_traceback
     from ..export import export_encoder, export_weights
 
     if not out.endswith(('.pth', '.safetensors')):
         raise click.UsageError(f'OUT is {out!r}: give a .safetensors (timm) or .pth (mmpretrain)')
     check_output(out, [checkpoint, *([config] if config else [])], force)
-    try:
+    with shown_without_traceback():
         if out.endswith('.pth'):
             report = dict(tensors=export_weights(checkpoint, out))
         else:
             report = export_encoder(checkpoint, out, config, encoder)
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(json.dumps(report))
     elif out.endswith('.pth'):

@@ -40,7 +40,7 @@ def show(
     """
     from PIL import Image
 
-    from ..accounting.variants import load_config
+    from ..openmmlab.models import load_config
     from ..visualization import load_images, load_model, observe, panels
 
     if Path(out).suffix.lower() not in Image.registered_extensions():

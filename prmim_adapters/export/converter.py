@@ -17,7 +17,7 @@ class Converter:
     Attributes:
         build: backbone -> timm model of its sizes, any weights.
         convert: (state dict of the backbone, backbone) -> timm's state dict.
-        features: (backbone, images (B, 3, H, W)) -> what timm's ``forward_features`` gives.
+        features: (backbone, images (B, C, H, W)) -> what timm's ``forward_features`` gives.
         untrained: prefixes of timm's weights that pre-training does not have.
     """
 

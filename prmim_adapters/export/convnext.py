@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..openmmlab.models import input_channels
 from .converter import Converter
 
 _RENAMES = (
@@ -38,6 +39,7 @@ def build_convnext(backbone: Any) -> nn.Module:
 
     block = backbone.stages[0][0]
     return ConvNeXt(
+        in_chans=input_channels(backbone),
         depths=tuple(backbone.depths),
         dims=tuple(backbone.channels),
         patch_size=backbone.downsample_layers[0][0].kernel_size[0],

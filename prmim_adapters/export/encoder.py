@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..accounting.variants import load_config
 from ..openmmlab.checkpoints import one_line, read_checkpoint, weights_of
+from ..openmmlab.models import framework_settings, input_channels, load_config, scope_of
+from ..openmmlab.prmim import overridden
 from .converter import Converter
 from .settings import checked_encoder, read_literal
 
@@ -49,9 +51,9 @@ def export_encoder(
     content = read_checkpoint(checkpoint)
     weights = _encoder_weights(content, checkpoint, encoder)
     if config is not None:
-        backbone = build_encoder(encoder_settings(load_config(config).model.to_dict(), encoder))
+        backbone = build_encoder(load_config(config), encoder)
     else:
-        settings = checked_encoder(encoder_settings(_own_config(content, checkpoint), encoder))
+        settings = checked_encoder(encoder_settings(_own_framework(content, checkpoint), encoder))
         backbone = _build_in_bounds(settings, weights, checkpoint)
     try:
         backbone.load_state_dict(weights)
@@ -168,36 +170,38 @@ def find_converter(backbone: nn.Module) -> Converter:
     raise ValueError(f'no timm counterpart for {type(backbone).__name__}; known: {names}')
 
 
-def encoder_settings(model_config: Any, encoder: str = 'backbone') -> dict[str, Any]:
-    """What a model config says about the encoder.
+def encoder_settings(framework: Any, encoder: str = 'backbone') -> dict[str, Any]:
+    """What the model config of a framework says about the encoder.
 
     Args:
-        model_config: ``model`` of a training config; of type PRMIM or the framework's own.
+        framework: model config of the framework itself.
         encoder: dotted name; the part behind the last dot is looked up in the config.
 
     Raises:
         ValueError: the config has no such part.
     """
     name = encoder.rsplit('.', 1)[-1]
-    parts = model_config.get('framework', model_config) if isinstance(model_config, dict) else None
-    if not isinstance(parts, dict) or name not in parts:
-        raise ValueError(f'the config has no {name!r} in its model, only {list(parts or ())}')
-    return parts[name]
+    if not isinstance(framework, dict) or name not in framework:
+        found = list(framework) if isinstance(framework, dict) else []
+        raise ValueError(f'the config has no {name!r} in its model, only {found}')
+    return framework[name]
 
 
-def build_encoder(settings: dict[str, Any]) -> nn.Module:
-    """Build an encoder, with random weights.
+def build_encoder(config: Config, encoder: str = 'backbone') -> nn.Module:
+    """Build the encoder of a training config of the user's own, with random weights.
 
-    Args:
-        settings: of the user's own config, or what :func:`checked_encoder` gives: a registry
-            imports and calls whatever it names.
+    A registry imports and calls whatever a config names, so none of a stranger's comes here.
+
+    Raises:
+        ValueError: the config's model has no such part.
     """
-    from mmengine.registry import init_default_scope
+    with scope_of(config):
+        return _built(encoder_settings(framework_settings(config), encoder))
+
+
+def _built(settings: dict[str, Any]) -> nn.Module:
     from mmpretrain.registry import MODELS
 
-    from .. import openmmlab  # noqa: F401, registers this package's backbones
-
-    init_default_scope('mmpretrain')
     return MODELS.build({k: v for k, v in settings.items() if k != 'init_cfg'})
 
 
@@ -211,7 +215,7 @@ def _build_in_bounds(
     """
     try:
         with _Bounded(16 * sum(v.nbytes for v in weights.values()) + 2**28):
-            return build_encoder(settings)
+            return _built(settings)
     except Exception as error:  # of whatever class's constructor the settings name
         raise ValueError(
             f'{checkpoint}: the encoder that its config describes does not build: '
@@ -242,7 +246,7 @@ class _Bounded(TorchDispatchMode):
 def _difference(converter: Converter, backbone: Any, model: Any) -> float:
     height, width = _image_size(backbone)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, height, width, generator=generator)
+    images = torch.randn(2, input_channels(backbone), height, width, generator=generator)
     ours, theirs = converter.features(backbone, images), model.forward_features(images)
     if ours.shape != theirs.shape:
         return float('inf')
@@ -258,8 +262,13 @@ def _image_size(backbone: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _own_config(content: dict[str, Any], checkpoint: str | Path) -> Any:
+def _own_framework(content: dict[str, Any], checkpoint: str | Path) -> Any:
+    """The model config of the framework in the checkpoint, without asking any registry."""
     text = _meta(content).get('cfg')
     if not isinstance(text, str):
         raise ValueError(f'{checkpoint} holds no config; give the training config with --config')
-    return read_literal(text, 'model')
+    model = read_literal(text, 'model')
+    framework = model.get('framework') if isinstance(model, dict) else None
+    if not isinstance(framework, dict):
+        return model
+    return overridden(framework, {k: v for k, v in model.items() if k in framework and k != 'type'})

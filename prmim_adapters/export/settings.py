@@ -18,6 +18,8 @@ ENCODERS = frozenset({
     'MFFViT', 'MILANViT', 'MaskFeatViT', 'MoCoV3ViT', 'SimMIMSwinTransformer', 'SimMIMViT',
     'SwinTransformer', 'VisionTransformer',
 })  # fmt: skip
+#: What may stand before those names, as in the text of a pure-Python config.
+_OURS = ('mmpretrain.', 'prmim_adapters.')
 #: Layers that these encoders build by name.
 _LAYERS = frozenset({'BN', 'Conv2d', 'DropPath', 'GELU', 'LN', 'LN2d', 'ReLU', 'SiLU', 'SyncBN'})
 #: Choices that these encoders' options have.
@@ -84,6 +86,8 @@ def checked_encoder(settings: Any) -> dict[str, Any]:
             size that no encoder has; names the setting.
     """
     kind = settings.get('type') if isinstance(settings, dict) else None
+    if isinstance(kind, str) and kind.startswith(_OURS):
+        kind = kind.rpartition('.')[2]
     if not isinstance(kind, str) or kind not in ENCODERS:
         raise ValueError(
             f'the config in the checkpoint asks for an encoder of type {kind!r}; known are '

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..openmmlab.models import input_channels
 from .converter import Converter
 
 _RENAMES = (
@@ -60,6 +61,7 @@ def build_swin(backbone: Any) -> nn.Module:
         raise ValueError("timm's Swin has no use_abs_pos_embed and no pad_small_map")
     patch = backbone.patch_embed.projection.kernel_size
     return SwinTransformer(
+        in_chans=input_channels(backbone),
         img_size=tuple(n * p for n, p in zip(backbone.patch_resolution, patch, strict=True)),
         patch_size=patch[0],
         embed_dim=backbone.embed_dims,

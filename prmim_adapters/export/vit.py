@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..openmmlab.models import input_channels
 from .converter import Converter
 
 _RENAMES = (
@@ -69,6 +70,7 @@ def build_beit(backbone: Any) -> nn.Module:
 def _sizes(backbone: Any) -> dict[str, Any]:
     layer = backbone.layers[0]
     return dict(
+        in_chans=input_channels(backbone),
         img_size=tuple(backbone.img_size),
         patch_size=tuple(backbone.patch_embed.projection.kernel_size),
         embed_dim=backbone.embed_dims,

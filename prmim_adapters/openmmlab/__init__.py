@@ -6,10 +6,12 @@ custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports
 
 from ..frameworks import cross_mae, fcmae, ibot, simmim_vit
 from . import compat, device_dataset, hooks_ibot, knn, prmim, throw_ratio, tiny_imagenet, transforms
+from .prmim import PRMIM
 
 compat.apply()
 
 __all__ = [
+    'PRMIM',
     'compat',
     'cross_mae',
     'device_dataset',

@@ -3,31 +3,85 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from torch import nn
 
 from ..adapters import attach
 from .compat import make_compilable
+from .types import resolved
+
+OPTIONS = tuple(inspect.signature(attach).parameters)[1:]
+"""What ``attach`` takes besides the model."""
 
 
-@MODELS.register_module(name='PRMIM')
-def build_prmim(
-    framework: dict[str, Any], data_preprocessor: dict[str, Any] | None = None, **options: Any
+@MODELS.register_module()
+def PRMIM(  # noqa: N802 (what configs call it; in a pure-Python config the object itself)
+    framework: dict[str, Any], data_preprocessor: dict[str, Any] | None = None, **settings: Any
 ) -> nn.Module:
     """Build ``framework`` and attach.
 
     Args:
         framework: model config of any MIM algorithm with an adapter.
         data_preprocessor: put here by the Runner; handed on, unless ``framework`` has its own.
-        **options: arguments of :func:`prmim_adapters.attach`.
+        **settings: arguments of :func:`prmim_adapters.attach`. Settings of the framework, as in
+            ``--cfg-options model.backbone.mask_ratio=0.6``, are handed on to it.
 
     Returns:
         The framework's own model object.
+
+    Raises:
+        TypeError: a setting is neither an argument of ``attach`` nor one of the framework.
     """
+    framework, options = separate(framework, settings)
     if data_preprocessor is not None:
         framework = {'data_preprocessor': data_preprocessor, **framework}
     model = attach(MODELS.build(framework), **options)
     make_compilable(model)
     return model
+
+
+def separate(
+    framework: dict[str, Any], settings: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The framework's config with its own settings merged into it, and the options of ``attach``.
+
+    Raises:
+        TypeError: a setting is of neither; says where settings of the framework live.
+    """
+    options = {name: value for name, value in settings.items() if name in OPTIONS}
+    others = {name: value for name, value in settings.items() if name not in OPTIONS}
+    if not others:
+        return framework, options
+    allowed = {*framework, *_parameters(resolved(framework, MODELS))}
+    unknown = sorted(others.keys() - allowed)
+    if unknown:
+        raise TypeError(
+            f'PRMIM: unknown setting {unknown[0]!r}. Its own are {", ".join(OPTIONS)}; those of '
+            f'the framework live under model.framework: --cfg-options '
+            f'model.framework.{unknown[0]}=... ({", ".join(sorted(allowed - {"type"}))})'
+        )
+    return overridden(framework, others), options
+
+
+def overridden(framework: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """A model config with settings merged into it, as ``--cfg-options`` are merged."""
+    merged = Config(framework)
+    merged.merge_from_dict(settings)
+    return dict(merged.items())
+
+
+def _parameters(framework: Any) -> set[str]:
+    """Names of the arguments that a class or function takes, ``**kwargs`` handed to its bases."""
+    names: set[str] = set()
+    for cls in getattr(framework, '__mro__', (framework,)):
+        if not callable(framework) or cls is object:
+            break
+        parameters = inspect.signature(cls).parameters.values()
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names

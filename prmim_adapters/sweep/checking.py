@@ -10,12 +10,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmpretrain.registry import HOOKS
 from torch import nn
 
-from ..accounting.variants import build_model
 from ..adapters import attach, detach
+from ..errors import described
+from ..openmmlab.models import build_model, is_prmim, load_config, scope_of
+from ..openmmlab.prmim import OPTIONS
 from ..openmmlab.throw_ratio import ratio_hook
+from ..openmmlab.types import is_a
 from .configs import read_config, write_base, write_point, write_transfer
 from .spec import FRAMEWORK_ARM, Point, Spec, SpecError
 
@@ -37,7 +41,12 @@ def check_configs(spec: Spec) -> None:
             base = folder / name / 'base.py'
             with _mistakes_named(f'frameworks.{name}: {framework.config!r}', spec):
                 write_base(base, framework, spec)
-                config = read_config(base)
+                config = load_config(base)
+            if is_prmim(config):
+                raise SpecError(
+                    f'frameworks.{name}: {framework.config!r} is of type PRMIM; name the config of '
+                    'the framework itself, to which the arms attach'
+                )
             if spec.transfers:
                 _check_checkpoint(name, config)
         for arm in spec.arms:
@@ -57,11 +66,14 @@ def check_arms(spec: Spec) -> None:
     Raises:
         SpecError: one does not go: an unknown name or option, or a ratio that the masks refuse.
     """
+    for arm in spec.arms:
+        for option in spec.attach_options(arm).keys() - set(OPTIONS):
+            raise SpecError(f'arms.{arm}: unknown option {option!r}; allowed: {", ".join(OPTIONS)}')
     for name, framework in spec.frameworks.items():
         with TemporaryDirectory() as scratch, _mistakes_named(f'frameworks.{name}', spec):
             base = Path(scratch) / 'base.py'
             write_base(base, framework, spec)
-            model = build_model(Config.fromfile(base))
+            model = build_model(load_config(base))
         if framework.peer_of is not None:
             continue
         for arm, ratio in [(a, r) for a in spec.arms for r in spec.ratios_of(a)]:
@@ -69,9 +81,9 @@ def check_arms(spec: Spec) -> None:
                 attach(model, throw_ratio=ratio, **spec.attach_options(arm))
                 _check_schedule(model, ratio, spec.arms[arm].get('hooks', []))
                 detach(model)
-            except (KeyError, TypeError, ValueError) as error:
+            except Exception as error:
                 raise SpecError(
-                    f'arms.{arm} at ratio {ratio:g} with frameworks.{name}: {error.args[0]}'
+                    f'arms.{arm} at ratio {ratio:g} with frameworks.{name}: {described(error)}'
                 ) from error
 
 
@@ -99,13 +111,13 @@ def _mistakes_named(what: str, spec: Spec) -> Iterator[None]:
         raise
     except Exception as error:
         raise SpecError(
-            f'{what} with its options gives no config: {type(error).__name__}: {error}. Configs '
+            f'{what} with its options gives no config: {described(error)}. Configs '
             f'are paths relative to {spec.folder.resolve()}, or package::name of an installed '
             'package, as mmpretrain::mae/NAME.py'
         ) from error
 
 
-def _check_checkpoint(name: str, config: dict[str, Any]) -> None:
+def _check_checkpoint(name: str, config: Config) -> None:
     """Transfers start from the checkpoint of the last epoch.
 
     Raises:
@@ -115,7 +127,8 @@ def _check_checkpoint(name: str, config: dict[str, Any]) -> None:
     default = dict(checkpoint=dict(type='CheckpointHook', interval=1))
     hook = (default | (config.get('default_hooks') or {}))['checkpoint']
     others = config.get('custom_hooks') or []
-    savers = [entry for entry in others if str(entry.get('type')).endswith('CheckpointHook')]
+    with scope_of(config):
+        savers = [entry for entry in others if is_a(entry, HOOKS, CheckpointHook)]
     if not any(entry and _saves_last(entry, config) for entry in [hook, *savers]):
         raise SpecError(
             f'frameworks.{name}: transfers start from the checkpoint of the last epoch, and '
@@ -125,7 +138,7 @@ def _check_checkpoint(name: str, config: dict[str, Any]) -> None:
         )
 
 
-def _saves_last(hook: dict[str, Any], config: dict[str, Any]) -> bool:
+def _saves_last(hook: dict[str, Any], config: Config) -> bool:
     if hook.get('save_last', True):
         return True
     loop, interval = config.get('train_cfg') or {}, hook.get('interval', -1)

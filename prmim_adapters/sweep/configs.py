@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmpretrain.registry import LOOPS
 
+from ..openmmlab.types import resolved
 from .inheritance import merge
 from .spec import FRAMEWORK_ARM, Framework, Point, Spec, SpecError, Transfer
 
@@ -19,12 +22,13 @@ _TRANSFER_IMPORTS = ['prmim_adapters.openmmlab']
 _SWEEP_IMPORTS = ['equal_cost', 'evaluation', 'pairing']
 _BASE_IMPORTS = [*_TRANSFER_IMPORTS, *(f'prmim_adapters.sweep.{n}' for n in _SWEEP_IMPORTS)]
 
-_LOOPS = {True: 'EpochBasedTrainLoop', False: 'IterBasedTrainLoop'}
+#: Loops of mmengine, and those that train for equal cost in their place.
+_LOOPS = {EpochBasedTrainLoop: 'EqualCostEpochLoop', IterBasedTrainLoop: 'EqualCostIterLoop'}
 
 
 def write_base(path: Path, framework: Framework, spec: Spec) -> None:
     """Write the config that all points of a framework share: its own, plus the spec's options."""
-    source = resolve(framework.config, spec.folder)
+    source = _source(path, framework.config, spec.folder)
     write(path, source, {})
     own = read_config(path)
     options = merge(spec.options, framework.options)
@@ -32,7 +36,7 @@ def write_base(path: Path, framework: Framework, spec: Spec) -> None:
     shared = dict(
         custom_imports=_with_imports(whole, _BASE_IMPORTS),
         custom_hooks=[
-            dict(type='PairedDrawsHook'),
+            dict(type='mmpretrain.PairedDrawsHook'),
             *(whole.get('custom_hooks') or []),
             _evaluation_hook(framework, spec),
         ],
@@ -56,7 +60,7 @@ def write_point(path: Path, base: Path, point: Point, spec: Spec) -> None:
         text += (
             'model = dict(\n'
             '    _delete_=True,\n'
-            "    type='PRMIM',\n"
+            "    type='mmpretrain.PRMIM',\n"
             '    framework={{_base_.model}},\n'
             f'{options}'
             f'    throw_ratio={point.ratio!r},\n'
@@ -72,24 +76,23 @@ def _equal_cost_loop(base: Path, point: Point, spec: Spec) -> dict[str, Any]:
         SpecError: the framework's config has a loop of its own.
     """
     loop = dict(read_config(base)['train_cfg'])
-    if 'type' in loop and loop['type'] not in _LOOPS.values():
+    by_epoch = loop.pop('by_epoch', True)
+    kind = resolved(loop, LOOPS) or list(_LOOPS)[not by_epoch]
+    if kind not in _LOOPS:
         raise SpecError(
             f'frameworks.{point.framework}: budget: cost is for epoch- and iteration-based '
             f'training, and its train_cfg has type={loop["type"]!r}'
         )
-    by_epoch = loop.pop('by_epoch', True)
-    kind = loop.pop('type', _LOOPS[by_epoch])
     other = spec.frameworks[point.framework].peer_of or point.framework
     framework = read_config(base.parents[1] / other / 'base.py')['model']
-    kind = kind.replace('BasedTrain', '')
-    return dict(_delete_=True, type=f'EqualCost{kind}', **loop, framework=framework)
+    return {**loop, '_delete_': True, 'type': f'mmpretrain.{_LOOPS[kind]}', 'framework': framework}
 
 
 def write_transfer(
     path: Path, transfer: Transfer, checkpoint: Path, point: Point, spec: Spec
 ) -> None:
     """Write the config of a fine-tuning or linear run that starts from ``checkpoint``."""
-    source = resolve(transfer.config, spec.folder)
+    source = _source(path, transfer.config, spec.folder)
     write(path, source, {})
     own = read_config(path)
     init = dict(
@@ -113,6 +116,20 @@ def resolve(config: str, folder: Path) -> str:
     return config if '::' in config else str((folder / config).resolve())
 
 
+def _source(path: Path, config: str, folder: Path) -> str:
+    """What the file at ``path`` can inherit: the config, or its text if it is in pure Python.
+
+    A config of the one style cannot inherit one of the other.
+    """
+    source = resolve(config, folder)
+    if '::' in source or not Config._is_lazy_import(source):
+        return source
+    text = path.with_name(f'{path.stem}_source.py').resolve()
+    _put(text, '')
+    Config.fromfile(source, import_custom_modules=False).dump(text)
+    return str(text)
+
+
 def write(path: Path, source: str, differences: dict[str, Any]) -> None:
     """Write a config that inherits ``source``."""
     _put(path, render(source, differences))
@@ -126,7 +143,16 @@ def render(source: str, differences: dict[str, Any]) -> str:
 
 def read_config(path: Path) -> dict[str, Any]:
     """A config as plain data, whose repr is Python."""
-    return Config.fromfile(path, import_custom_modules=False).to_dict()
+    return _plain(Config.fromfile(path, import_custom_modules=False).to_dict())
+
+
+def _plain(value: Any) -> Any:
+    """Classes and functions by their qualified names, which the registries take as well."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return f'{value.__module__}.{value.__qualname__}' if callable(value) else value
 
 
 def _write_over(path: Path, source: str, own: dict[str, Any], differences: dict[str, Any]) -> None:
@@ -180,7 +206,7 @@ def _seeds_by_rank(config: dict[str, Any]) -> dict[str, Any]:
 def _evaluation_hook(framework: Framework, spec: Spec) -> dict[str, Any]:
     evaluation = spec.evaluation
     return dict(
-        type='FrozenFeatureHook',
+        type='mmpretrain.FrozenFeatureHook',
         train_dataloader=evaluation.train,
         test_dataloader=evaluation.test,
         num_classes=evaluation.num_classes,

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..accounting import count_macs, training_macs
-from ..accounting.batch import seeded
+from ..core.seeding import seeded
 
 _WARM_UP = 5
 _COUNTED_IMAGES = 2

@@ -14,8 +14,8 @@ from typing import Any
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmpretrain.registry import LOOPS, MODELS
 
-from ..accounting.batch import seeded
 from ..accounting.scheduled import average_over_run
+from ..core.seeding import seeded
 from ..openmmlab.distributed import unwrapped
 from .cost import counted_macs
 

@@ -18,11 +18,12 @@ from mmpretrain.registry import HOOKS
 from torch import Tensor
 
 from ..accounting import UndercountError
+from ..accounting.environment import environment
 from ..accounting.scheduled import average_over_run
 from ..openmmlab.distributed import gather_shards, unwrapped
 from ..openmmlab.knn import extract_features, knn_classify
 from .cost import counted_macs, run_cost
-from .results import MEASUREMENTS, environment, write_json
+from .results import MEASUREMENTS, write_json
 
 
 @HOOKS.register_module()

@@ -21,8 +21,8 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 from torch import Tensor
 
-from ..accounting.batch import seeded
 from ..adapters import detach, is_attached
+from ..core.seeding import seeded
 from ..openmmlab.distributed import unwrapped
 
 

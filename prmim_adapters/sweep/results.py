@@ -6,10 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
-import subprocess
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ RESULT, FAILURE = 'result.json', 'failure.json'
 SETTINGS = 'settings.json'
 #: What a training run leaves in its work directory for the sweep.
 MEASUREMENTS = 'measurements.json'
-_PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmpretrain', 'onedl-mmengine', 'onedl-mmpretrain')
 
 
 class ChangedSettingsError(RuntimeError):
@@ -116,49 +112,3 @@ def last_scalar(work_dir: Path, metric: str) -> float | None:
         if values:
             return float(values[-1])
     return None
-
-
-def environment() -> dict[str, Any]:
-    """Versions, processor, commit of the package."""
-    import torch
-
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return dict(
-        packages=packages,
-        python=platform.python_version(),
-        machine=platform.machine(),
-        processor=_processor(),
-        gpu=gpu,
-        commit=_commit(),
-    )
-
-
-def _processor() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return f'{names[0]} x {len(names)}' if names else platform.processor()
-
-
-def _commit() -> str | None:
-    """Commit of the package's checkout, with '+' where files of the package differ from it."""
-    folder = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ['git', *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        commit = git('rev-parse', 'HEAD')
-        return commit + ('+' if git('status', '--porcelain', '--untracked-files=no', '.') else '')
-    except (OSError, subprocess.CalledProcessError):
-        return None

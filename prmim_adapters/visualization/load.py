@@ -18,8 +18,8 @@ from mmpretrain.registry import MODELS
 from PIL import Image, ImageOps
 from torch import nn
 
-from ..accounting.batch import seeded
 from ..adapters import partial_of
+from ..core.seeding import seeded
 from ..openmmlab.checkpoints import one_line, weights_of
 
 #: Augmentations that a picture does without.

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..accounting.batch import seeded
 from ..adapters import partial_of
 from ..core import RaggedPartition, TokenPartition, scatter_tokens
+from ..core.seeding import seeded
 
 VISIBLE, KEPT, THROWN = range(3)
 

@@ -109,7 +109,7 @@ def test_report():
     assert data['measured'][1]['images_per_second'] == pytest.approx(
         256 / data['measured'][1]['median_seconds']
     )
-    assert data['environment']['torch'] == torch.__version__
+    assert data['environment']['packages']['torch'] == torch.__version__
     lines = report.markdown().splitlines()
     assert lines[2] == '|  | step ms | spread | img/s | time | CPU time | peak MB | memory |'
     assert lines[5].startswith('| narrow |')

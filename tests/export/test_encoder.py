@@ -265,3 +265,33 @@ def test_a_foreign_config_runs_nothing(
     assert not (tmp_path / 'out.safetensors').exists()
     assert result.exit_code == 1
     assert result.output.startswith('Error: ')
+
+
+def test_channels_of_the_images_are_the_encoders() -> None:
+    config = dict(type='MAEViT', **VIT, patch_cfg=dict(in_channels=12))
+    model, weights, difference = to_timm(random_backbone(config))
+    assert weights['patch_embed.proj.weight'].shape == (48, 12, 16, 16)
+    assert model(torch.zeros(1, 12, 64, 64)).shape == (1, 48)
+    assert difference < 5e-6
+
+
+def test_settings_beside_the_framework_and_scoped_names_are_read(tmp_path: Path) -> None:
+    """What ``model.backbone...`` on the command line and a pure-Python config leave in the text."""
+    backbone = random_backbone(dict(type='MAEViT', **VIT))
+    inside = dict(type='mmpretrain.models.MAEViT', arch=VIT_ARCH, img_size=224, patch_size=16)
+    model = dict(
+        type='prmim_adapters.openmmlab.PRMIM',
+        framework=dict(type='mmpretrain.models.MAE', backbone=inside),
+        backbone=dict(img_size=64),
+        throw_ratio=0.5,
+    )
+    state = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
+    text = f'model = {model!r}\n'
+    torch.save(dict(state_dict=state, meta=dict(cfg=text)), tmp_path / 'a.pth')
+    report = export_encoder(tmp_path / 'a.pth', tmp_path / 'a.safetensors')
+    assert report['parameters'] == sum(p.numel() for p in backbone.parameters())
+    (tmp_path / 'config.py').write_text(text)
+    again = export_encoder(tmp_path / 'a.pth', tmp_path / 'b.safetensors', tmp_path / 'config.py')
+    assert again == report
+    for name, value in load_file(tmp_path / 'a.safetensors').items():
+        assert torch.equal(value, load_file(tmp_path / 'b.safetensors')[name])

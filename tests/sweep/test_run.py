@@ -78,7 +78,7 @@ def test_a_point_holds_only_its_differences(swept):
         "randomness = {'seed': 3}",
         'model = dict(',
         '    _delete_=True,',
-        "    type='PRMIM',",
+        "    type='mmpretrain.PRMIM',",
         '    framework={{_base_.model}},',
         "    aggregator='nearest',",
         '    throw_ratio=0.25,',
