@@ -280,10 +280,10 @@ def test_a_point_has_its_arms_hooks_and_budget_and_attach_sees_neither(own_confi
     assert config.custom_hooks == [*base.custom_hooks, hook]
     framework = base.model.to_dict()
     assert config.model == dict(
-        type='PRMIM', framework=framework, thrown_weight=0.5, throw_ratio=0.5
+        type='mmpretrain.PRMIM', framework=framework, thrown_weight=0.5, throw_ratio=0.5
     )
     assert config.train_cfg == dict(
-        type='EqualCostEpochLoop', max_epochs=3, val_interval=2, framework=framework
+        type='mmpretrain.EqualCostEpochLoop', max_epochs=3, val_interval=2, framework=framework
     )
 
 
@@ -300,7 +300,9 @@ def test_a_peer_trains_for_the_cost_of_its_framework(own_config, tmp_path):
     config = Config.fromfile(path, import_custom_modules=False)
     mae = Config.fromfile(tmp_path / 'mae' / 'base.py', import_custom_modules=False).model
     assert config.model.type == 'Peer'
-    assert config.train_cfg == dict(type='EqualCostIterLoop', max_iters=9, framework=mae.to_dict())
+    assert config.train_cfg == dict(
+        type='mmpretrain.EqualCostIterLoop', max_iters=9, framework=mae.to_dict()
+    )
 
 
 def test_equal_cost_wants_a_loop_that_it_knows(own_config, tmp_path):
