@@ -77,7 +77,7 @@ def _equal_cost_loop(base: Path, point: Point, spec: Spec) -> dict[str, Any]:
     """
     loop = dict(read_config(base)['train_cfg'])
     by_epoch = loop.pop('by_epoch', True)
-    kind = resolved(loop, LOOPS) or list(_LOOPS)[not by_epoch]
+    kind = resolved(loop, LOOPS) if 'type' in loop else list(_LOOPS)[not by_epoch]
     if kind not in _LOOPS:
         raise SpecError(
             f'frameworks.{point.framework}: budget: cost is for epoch- and iteration-based '
