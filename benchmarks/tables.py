@@ -194,6 +194,28 @@ def sampling() -> str:
     return table(head, rows)
 
 
+def ibot_ragged() -> str:
+    """Measured: one layer of iBOT's student on ragged sequences, relative to whole crops."""
+    head = ['', 'tokens', 'CPU time', 'kernels', 'kernels, with stochastic depth']
+    plain, dropping = (load('ibot_ragged') or {'rows': [None, None]})['rows']
+    if plain is None:
+        return table(head, [])
+    whole = next(iter(plain['ways'].values()))['ms']
+    return table(
+        head,
+        [
+            [
+                name,
+                f'{plain["share_of_tokens"] if index else 1:.3g}',
+                f'{way["ms"] / whole:.2f}',
+                f'{way["kernels"]:,}',
+                f'{dropping["ways"][name]["kernels"]:,}',
+            ]
+            for index, (name, way) in enumerate(plain['ways'].items())
+        ],
+    )
+
+
 def ibot_cifar10() -> str:
     """Measured: kNN accuracy of a small iBOT, of class token / average over patches."""
 
@@ -299,6 +321,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'steps': steps,
     'light_stages': light_stages,
     'sampling': sampling,
+    'ibot_ragged': ibot_ragged,
     'ibot_cifar10': ibot_cifar10,
     'evidence': evidence,
     'ablation': ablation,

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -54,21 +56,18 @@ def encode_sequences(
     """Encode batches of sequences of different lengths, without padding.
 
     Args:
-        sequences: tensors (b, n, C), one for each length n.
+        sequences: tensors (b, n, C); neighbours of one length n share a call of attention.
         blocks: of the network.
         norm: after them, (R, C) -> (R, C).
 
     Returns:
         The encoded tensors, of the same shapes.
     """
-    shapes = [x.shape[:2] for x in sequences]
-    sizes = [images * length for images, length in shapes]
-    lengths = torch.tensor([length for images, length in shapes for _ in range(images)])
+    shapes = [tuple(x.shape[:2]) for x in sequences]
+    runs = [(sum(b for b, _ in run), n) for n, run in groupby(shapes, key=itemgetter(1))]
+    lengths = torch.tensor([n for b, n in runs for _ in range(b)])
     image = torch.arange(len(lengths)).repeat_interleave(lengths).to(sequences[0].device)
     every = torch.ones(len(lengths), 1, device=image.device)
-
-    def unpack(packed: Tensor) -> list[Tensor]:
-        return [part.unflatten(0, s) for part, s in zip(packed.split(sizes), shapes, strict=True)]
 
     def per_image(drop_path: Function, update: Tensor) -> Tensor:
         scale = drop_path(every)
@@ -76,11 +75,17 @@ def encode_sequences(
 
     packed = torch.cat([x.flatten(0, 1) for x in sequences])
     for block in blocks:
-        parts = unpack(block.qkv(packed))
+        parts = _unpack(block.qkv(packed), runs)
         attended = torch.cat([block.attend(part).flatten(0, 1) for part in parts])
         packed = packed + per_image(block.drop_paths[0], block.project(attended))
         packed = packed + per_image(block.drop_paths[1], block.mlp(packed))
-    return unpack(norm(packed))
+    return _unpack(norm(packed), shapes)
+
+
+def _unpack(packed: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """(R, C) -> (b, n, C) for each of the shapes (b, n)."""
+    parts = packed.split([b * n for b, n in shapes])
+    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def present_sequences(

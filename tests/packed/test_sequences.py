@@ -30,7 +30,7 @@ def packed(backbone, sequences):
 @pytest.mark.parametrize('drop_path_rate', [0.0, 0.5])
 def test_packing_changes_neither_outputs_nor_gradients(drop_path_rate):
     backbone = vit(drop_path_rate=drop_path_rate)
-    sequences = [torch.randn(3, 9, WIDTH), torch.randn(1, 25, WIDTH), torch.randn(2, 4, WIDTH)]
+    sequences = [torch.randn(b, n, WIDTH) for b, n in ((3, 9), (1, 25), (2, 25), (2, 4))]
     weights = [torch.randn_like(x) for x in sequences]
 
     def run(encode):
@@ -79,16 +79,19 @@ def test_stochastic_depth_drops_whole_images():
 
 
 def test_lengths_add_only_the_kernels_of_attention():
-    """Token-wise layers and stochastic depth run once, whatever the number of lengths."""
+    """Token-wise layers and stochastic depth run once, attention once for each length."""
     backbone = vit(2, drop_path_rate=0.5)
+    attention = 'aten::scaled_dot_product_attention'
 
-    def kernels(sequences):
+    def kernels(*shapes):
+        sequences = [torch.randn(b, n, WIDTH) for b, n in shapes]
         with torch.profiler.profile() as profile, torch.no_grad():
             packed(backbone, sequences)
-        skipped = ('aten::view', 'aten::transpose', 'aten::as_strided', 'aten::unflatten')
-        names = [e.name for e in profile.events() if e.name not in skipped]
-        return {n: names.count(n) for n in ('aten::addmm', 'aten::native_layer_norm', 'aten::rand')}
+        names = [event.name for event in profile.events()]
+        counted = ('aten::addmm', 'aten::native_layer_norm', 'aten::rand', attention)
+        return {name: names.count(name) for name in counted}
 
-    one = kernels([torch.randn(6, 5, WIDTH)])
-    assert kernels([torch.randn(2, n, WIDTH) for n in (5, 7, 9)]) == one
-    assert one['aten::rand'] == 2
+    one = kernels((6, 5))
+    assert one['aten::rand'] == one[attention] == 2
+    assert kernels((2, 7), (2, 5), (2, 3)) == one | {attention: 6}
+    assert kernels((2, 5), (4, 5)) == one
