@@ -31,7 +31,6 @@ from prmim_adapters.frameworks.ibot import IBOTViT
 from prmim_adapters.openmmlab.transforms import RandomRatioMask
 from prmim_adapters.packed.sequences import encode_sequences, present_sequences
 
-
 Way = Callable[[], list[Tensor]]
 
 

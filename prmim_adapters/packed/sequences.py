@@ -63,7 +63,7 @@ def encode_sequences(
     Returns:
         The encoded tensors, of the same shapes.
     """
-    shapes = [tuple(x.shape[:2]) for x in sequences]
+    shapes = [(x.shape[0], x.shape[1]) for x in sequences]
     runs = [(sum(b for b, _ in run), n) for n, run in groupby(shapes, key=itemgetter(1))]
     lengths = torch.tensor([n for b, n in runs for _ in range(b)])
     image = torch.arange(len(lengths)).repeat_interleave(lengths).to(sequences[0].device)
