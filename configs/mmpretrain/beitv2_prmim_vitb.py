@@ -7,6 +7,7 @@ custom_imports = dict(
 
 model = dict(_delete_=True, type='PRMIM', framework={{_base_.model}}, throw_ratio=0.25)
 custom_hooks = [dict(type='CostHook')]  # validates a batch, logs what it saves
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))
 optim_wrapper = dict(  # as the recipe's other norms
     paramwise_cfg=dict(custom_keys={'aggregators.0.norm': dict(decay_mult=0.0)})
 )

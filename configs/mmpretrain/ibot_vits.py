@@ -98,5 +98,5 @@ custom_hooks = [
     dict(type='CostHook'),
 ]  # with PR-MIM: validates a batch, logs what it saves
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=800)
-default_hooks = dict(checkpoint=dict(interval=40, max_keep_ckpts=3))
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook', interval=40, max_keep_ckpts=3))
 randomness = dict(seed=0, diff_rank_seed=True)

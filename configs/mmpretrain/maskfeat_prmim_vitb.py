@@ -7,6 +7,7 @@ custom_imports = dict(
 
 model = dict(_delete_=True, type='PRMIM', framework={{_base_.model}}, throw_ratio=0.25)
 custom_hooks = [dict(type='CostHook')]  # validates a batch, logs what it saves
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))
 randomness = dict(seed=0, diff_rank_seed=True)  # masks differ by rank
 
 # A base from another package leaves a scope in this dict that default_collate does not take.

@@ -38,3 +38,4 @@ param_scheduler = [
     dict(type='MultiStepLR', milestones=[690], begin=10, end=800, convert_to_iter_based=True),
 ]
 randomness = dict(seed=0, diff_rank_seed=True)  # masks differ by rank
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))

@@ -6,3 +6,4 @@ model = dict(backbone=dict(type='PackedSparseConvNeXt'))
 
 # A base from another package leaves a scope in this dict that default_collate does not take.
 train_dataloader = dict(collate_fn=dict(_delete_=True, type='default_collate'))
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))

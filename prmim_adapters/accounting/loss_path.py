@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..core.seeding import seeded
+from ..openmmlab.distributed import without_process_group
 
 Batch = dict[str, Any]
 """What ``model.loss`` takes, preprocessed: ``inputs``, a tensor (B, C, H, W) or a list of them
@@ -80,17 +80,3 @@ def num_images(batch: Batch) -> int:
     """B."""
     inputs = batch['inputs']
     return len(inputs if isinstance(inputs, Tensor) else inputs[0])
-
-
-@contextmanager
-def without_process_group() -> Iterator[None]:
-    """Inside the block torch.distributed is not initialised; other processes go on unheard."""
-    world = dist.group.WORLD if dist.is_available() else None
-    if world is None:
-        yield
-        return
-    dist.group.WORLD = None
-    try:
-        yield
-    finally:
-        dist.group.WORLD = world

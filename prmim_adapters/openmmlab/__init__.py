@@ -5,7 +5,19 @@ custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports
 """
 
 from ..frameworks import cross_mae, fcmae, ibot, simmim_vit
-from . import compat, device_dataset, hooks_ibot, knn, prmim, throw_ratio, tiny_imagenet, transforms
+from . import (
+    compat,
+    device_dataset,
+    end_with_launcher,
+    finite_loss,
+    hooks_ibot,
+    knn,
+    prmim,
+    resumable_checkpoint,
+    throw_ratio,
+    tiny_imagenet,
+    transforms,
+)
 from .prmim import PRMIM
 
 compat.apply()
@@ -15,11 +27,14 @@ __all__ = [
     'compat',
     'cross_mae',
     'device_dataset',
+    'end_with_launcher',
     'fcmae',
+    'finite_loss',
     'hooks_ibot',
     'ibot',
     'knn',
     'prmim',
+    'resumable_checkpoint',
     'simmim_vit',
     'throw_ratio',
     'tiny_imagenet',

@@ -10,6 +10,7 @@ Compensations, all applied by :func:`apply` when ``prmim_adapters.openmmlab`` is
 * Two ways around ``weights_only`` are closed: mmengine loads URLs without it, and on resume executes
   a config text in the file.
 * ``--launcher pytorch`` and ``--launcher slurm``: see :mod:`prmim_adapters.openmmlab.launch`.
+* Checkpoints are written whole: see :mod:`prmim_adapters.openmmlab.whole_files`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import nn
 from ..allow_list import numpy_globals
 from . import launch
 from .checkpoints import read_checkpoint
+from .whole_files import write_whole_files
 
 #: The attributes of HistoryBuffer that its pickle refers to (``_statistics_methods``).
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
@@ -38,6 +40,7 @@ def apply() -> None:
     allow_own_checkpoints()
     load_data_only()
     launch.apply()
+    write_whole_files()
 
 
 def allow_own_checkpoints() -> None:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch.distributed as dist
 from mmengine.dist import collect_results, get_world_size
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
@@ -13,6 +16,20 @@ from torch import Tensor, nn
 def unwrapped(model: nn.Module) -> Any:
     """The algorithm itself, out of the wrapper that distributed training puts around it."""
     return model.module if is_model_wrapper(model) else model
+
+
+@contextmanager
+def without_process_group() -> Iterator[None]:
+    """Inside the block torch.distributed is not initialised; other processes go on unheard."""
+    world = dist.group.WORLD if dist.is_available() else None
+    if world is None:
+        yield
+        return
+    dist.group.WORLD = None
+    try:
+        yield
+    finally:
+        dist.group.WORLD = world
 
 
 def gather_shards(features: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:

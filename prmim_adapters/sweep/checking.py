@@ -20,7 +20,7 @@ from ..openmmlab.models import build_model, is_prmim, load_config, scope_of
 from ..openmmlab.prmim import OPTIONS
 from ..openmmlab.throw_ratio import ratio_hook
 from ..openmmlab.types import is_a
-from .configs import read_config, write_base, write_point, write_transfer
+from .configs import checkpoint_hook, read_config, write_base, write_point, write_transfer
 from .spec import FRAMEWORK_ARM, Point, Spec, SpecError
 
 # A schedule's average is off by less than this share of a step in so many.
@@ -123,9 +123,7 @@ def _check_checkpoint(name: str, config: Config) -> None:
     Raises:
         SpecError: none is saved.
     """
-    # mmengine's default, unless the config sets it; None takes it away.
-    default = dict(checkpoint=dict(type='CheckpointHook', interval=1))
-    hook = (default | (config.get('default_hooks') or {}))['checkpoint']
+    hook = checkpoint_hook(config)
     others = config.get('custom_hooks') or []
     with scope_of(config):
         savers = [entry for entry in others if is_a(entry, HOOKS, CheckpointHook)]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
-from mmpretrain.registry import LOOPS
+from mmpretrain.registry import HOOKS, LOOPS
 
 from ..openmmlab.types import resolved
 from .inheritance import merge
@@ -41,6 +42,7 @@ def write_base(path: Path, framework: Framework, spec: Spec) -> None:
             _evaluation_hook(framework, spec),
         ],
         **_seeds_by_rank(whole),
+        **_resumable(whole),
     )
     _write_over(path, source, own, merge(options, shared))
 
@@ -107,6 +109,7 @@ def write_transfer(
         custom_imports=_with_imports(whole, _TRANSFER_IMPORTS),
         model=dict(backbone=dict(init_cfg=init)),
         randomness=dict(_seeds_by_rank(whole).get('randomness', {}), seed=point.seed),
+        **_resumable(whole),
     )
     _write_over(path, source, own, merge(transfer.options, start))
 
@@ -179,6 +182,12 @@ def _without_idle_deletes(differences: dict[str, Any], own: dict[str, Any]) -> d
     return result
 
 
+def checkpoint_hook(config: Any) -> dict[str, Any] | None:
+    """mmengine's default, unless the config sets it; None takes it away."""
+    default = dict(checkpoint=dict(type='CheckpointHook', interval=1))
+    return (default | (config.get('default_hooks') or {}))['checkpoint']
+
+
 def _with_imports(config: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """``custom_imports`` of a config, and these."""
     own = _as_list((config.get('custom_imports') or {}).get('imports'))
@@ -201,6 +210,15 @@ def _seeds_by_rank(config: dict[str, Any]) -> dict[str, Any]:
     """``randomness`` by which every process draws masks of its own, unless the config decides."""
     decided = 'diff_rank_seed' in (config.get('randomness') or {})
     return {} if decided else dict(randomness=dict(diff_rank_seed=True))
+
+
+def _resumable(config: dict[str, Any]) -> dict[str, Any]:
+    """``default_hooks`` by which a point that was killed goes on as if it had not been."""
+    hook = checkpoint_hook(config)
+    if hook is None or resolved(hook, HOOKS) is not CheckpointHook:  # none, or the user's own
+        return {}
+    kind = dict(type='mmpretrain.ResumableCheckpointHook', interval=hook.get('interval', -1))
+    return dict(default_hooks=dict(checkpoint=kind))
 
 
 def _evaluation_hook(framework: Framework, spec: Spec) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..openmmlab.whole_files import newest_whole
 from .configs import write_point, write_transfer
 from .processes import Children, SweepEndedError, end_processes
 from .results import (
@@ -139,6 +140,8 @@ class PointRun:
         return measurements
 
     def _mim_train(self, config: Path, work_dir: Path) -> None:
+        if self.spec.resume and newest_whole(work_dir, '*.pth')[0] is None:
+            shutil.rmtree(work_dir, ignore_errors=True)  # nothing to go on from
         command = [sys.executable, '-m', 'mim', 'train', 'mmpretrain', str(config)]
         command += [*self.launch.flags(), '--work-dir', str(work_dir)]
         command += ['--resume'] if self.spec.resume else []

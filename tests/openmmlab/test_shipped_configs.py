@@ -6,11 +6,17 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / 'configs' / 'mmpretrain').rglob('*.py'))
+CONFIGS = sorted((Path(__file__).parents[2] / 'configs' / 'mmpretrain').rglob('*.py'))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_every_process_draws_masks_of_its_own(path):
     """Sweeps add it to theirs; the text of a sweep's config is part of the identity of its results."""
     assert Config.fromfile(path).randomness.diff_rank_seed is True
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_run_survives_a_kill(path):
+    config = Config.fromfile(path)
+    assert config.default_hooks.checkpoint.type == 'ResumableCheckpointHook'
+    assert 'prmim_adapters.openmmlab' in config.custom_imports.imports

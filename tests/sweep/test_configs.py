@@ -71,6 +71,9 @@ def test_base_keeps_the_frameworks_own_hooks_and_imports(own_config, tmp_path):
     assert base.model.neck == dict(depth=2, width=8)
     assert base.train_cfg.max_epochs == 3
     assert base.randomness == dict(diff_rank_seed=True)
+    assert base.default_hooks.checkpoint == dict(
+        type='mmpretrain.ResumableCheckpointHook', interval=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,26 @@ def test_seeds_differ_by_rank_unless_the_spec_decides(own_config, tmp_path, deci
     for name in ('base', 't'):
         config = Config.fromfile(tmp_path / f'{name}.py', import_custom_modules=False)
         assert config.randomness.diff_rank_seed is differ
+
+
+@pytest.mark.parametrize(
+    ('own', 'expected'),
+    [
+        (
+            dict(type='CheckpointHook', interval=5, save_best='auto'),
+            'mmpretrain.ResumableCheckpointHook',
+        ),
+        (dict(type='MyCheckpointHook', interval=5), 'MyCheckpointHook'),
+        (None, None),
+    ],
+)
+def test_checkpoints_keep_their_settings(own_config, tmp_path, own, expected):
+    spec = spec_of(own_config, tmp_path, options=dict(default_hooks=dict(checkpoint=own)))
+    write_base(tmp_path / 'base.py', own_config, spec)
+    hook = Config.fromfile(
+        tmp_path / 'base.py', import_custom_modules=False
+    ).default_hooks.checkpoint
+    assert hook == (own and {**own, 'type': expected})
 
 
 def test_point_wraps_the_framework_with_the_arms_options(own_config, tmp_path):

@@ -97,5 +97,7 @@ custom_hooks = [
     ),
 ]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=8)
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=8))
+default_hooks = dict(
+    logger=dict(interval=20), checkpoint=dict(type='ResumableCheckpointHook', interval=8)
+)
 randomness = dict(seed=0, diff_rank_seed=True)

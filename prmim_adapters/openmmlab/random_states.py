@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The states of every source of randomness that a training process has."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..core import PartialReconstruction
+
+
+def random_states(model: nn.Module) -> dict[str, Any]:
+    """States of torch (CPU and the current GPU), numpy, Python, and the samplers in ``model``.
+
+    Tensors, numbers and lists only, so that ``weights_only`` loads them.
+    """
+    _, key, *rest = np.random.get_state(legacy=True)
+    version, words, gauss = random.getstate()
+    states = dict(
+        torch=torch.get_rng_state(),
+        numpy=[torch.tensor(np.asarray(key, np.int64)), *rest],
+        python=[version, torch.tensor(words), gauss],
+        samplers={name: state.clone() for name, state in _sampler_states(model).items()},
+    )
+    if torch.cuda.is_available():
+        states['cuda'] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any], model: nn.Module) -> None:
+    """Go back to what :func:`random_states` returned."""
+    key, *rest = states['numpy']
+    version, words, gauss = states['python']
+    torch.set_rng_state(states['torch'].cpu())
+    np.random.set_state(('MT19937', key.cpu().numpy().astype(np.uint32), *rest))
+    random.setstate((version, tuple(words.tolist()), gauss))
+    if 'cuda' in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states['cuda'].cpu())
+    for name, state in _sampler_states(model).items():
+        if name in states['samplers']:
+            state.copy_(states['samplers'][name])
+
+
+def _sampler_states(model: nn.Module) -> dict[str, Tensor]:
+    """The non-persistent integer buffers of partial reconstruction: where its noise comes from."""
+    return {
+        f'{name}.{key}': buffer
+        for name, module in model.named_modules()
+        if isinstance(module, PartialReconstruction)
+        for key, buffer in module.named_buffers(recurse=False)
+        if key in module._non_persistent_buffers_set and buffer.dtype == torch.int64
+    }

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that are interrupted and resumed, against the same ones left alone."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import survivor
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import ValLoop
+from mmpretrain.registry import LOOPS
+
+
+class InterruptedRunError(Exception):
+    pass
+
+
+class InterruptHook(Hook):
+    """Ends training when an iteration has begun, as a kill would; knows where training began.
+
+    Args:
+        iteration: None never ends it.
+    """
+
+    def __init__(self, iteration=None):
+        self.iteration, self.first = iteration, None
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self.first is None:
+            self.first = runner.iter
+        if runner.iter == self.iteration:
+            raise InterruptedRunError
+
+
+def interrupted(kind, folder, iteration, **options):
+    with pytest.raises(InterruptedRunError):
+        survivor.build(kind, folder, hooks=[InterruptHook(iteration)], **options).train()
+    torch.rand(7)  # the next process would not have this state either
+    np.random.rand(7)
+    random.random()
+
+
+def trained(kind, folder, begins=0, **options):
+    """Weights at the end of a run that begins at iteration ``begins``."""
+    hook = InterruptHook()
+    runner = survivor.build(kind, folder, hooks=[hook], **options)
+    runner.train()
+    assert hook.first == begins
+    return {name: value.clone() for name, value in runner.model.state_dict().items()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different, f'{len(different)} of {len(first)} tensors differ'
+
+
+@pytest.mark.parametrize(
+    ('kind', 'begins'),
+    [('mae-by-epoch', 15), ('mae-by-iteration', 15), ('mae-mid-epoch', 15), ('ibot', 16)],
+)
+def test_resumed_equals_uninterrupted(kind, begins, tmp_path):
+    expected = trained(kind, tmp_path / 'whole')
+    interrupted(kind, tmp_path / 'cut', 7)
+    interrupted(kind, tmp_path / 'cut', 17)
+    assert_same(trained(kind, tmp_path / 'cut', begins), expected)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'infinite'), [('mae-mid-epoch', False), ('mae-by-iteration', True)]
+)
+def test_workers_do_not_change_that(kind, infinite, tmp_path):
+    options = dict(num_workers=2, infinite=infinite)
+    expected = trained(kind, tmp_path / 'whole', **options)
+    interrupted(kind, tmp_path / 'cut', 11, **options)
+    assert_same(trained(kind, tmp_path / 'cut', 9, **options), expected)
+
+
+def test_the_seed_that_nobody_set_is_resumed_too(tmp_path):
+    numbers = iter((5, 6))
+    with pytest.MonkeyPatch.context() as patch:  # what mmengine draws for want of a seed
+        patch.setattr('mmengine.runner.utils.sync_random_seed', lambda: next(numbers))
+        interrupted('mae-mid-epoch', tmp_path / 'cut', 11, seed=None)
+        resumed = trained('mae-mid-epoch', tmp_path / 'cut', 9, seed=None)
+    assert_same(resumed, trained('mae-mid-epoch', tmp_path / 'whole', seed=5))
+
+
+def write_torn(folder, name, share=0.5):
+    """The newest checkpoint again, under another name and cut off."""
+    whole = max(folder.glob('*.pth'), key=lambda path: path.stat().st_mtime_ns).read_bytes()
+    (folder / name).write_bytes(whole[: int(share * len(whole))])
+
+
+def test_a_damaged_checkpoint_is_skipped_by_name(tmp_path):
+    interrupted('mae-mid-epoch', tmp_path, 11, checkpoint=dict(max_keep_ckpts=3))
+    write_torn(tmp_path, 'iter_12.pth')
+    changed = bytearray((tmp_path / 'iter_9.pth').read_bytes())
+    changed[len(changed) // 2] ^= 1
+    (tmp_path / 'iter_13.pth').write_bytes(changed)
+    (tmp_path / 'iter_14.pth').touch()
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_12.pth'))
+    trained('mae-mid-epoch', tmp_path, 9)
+    log = ' '.join(''.join(path.read_text() for path in tmp_path.rglob('*.log')).split())
+    for number, reason in ((12, 'File is not'), (13, 'differs from its checksum'), (14, 'File is')):
+        assert f'iter_{number}.pth is not resumed from, as it is damaged' in log
+        assert reason in log
+
+
+def test_without_any_whole_checkpoint_nothing_is_trained_over_them(tmp_path):
+    interrupted('mae-mid-epoch', tmp_path, 4)
+    write_torn(tmp_path, 'iter_3.pth')
+    with pytest.raises(
+        ValueError, match=r'every checkpoint in .* is damaged: iter_3\.pth \(.*Remove'
+    ):
+        trained('mae-mid-epoch', tmp_path)
+
+
+def test_the_old_checkpoint_is_there_until_the_new_one_is(tmp_path, monkeypatch):
+    class KillError(Exception):
+        pass
+
+    interrupted('mae-mid-epoch', tmp_path, 4)
+    replace = Path.replace
+
+    def die(path, target):
+        if str(target).endswith('.pth'):
+            raise KillError
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'replace', die)  # as late as a write can be interrupted
+        with pytest.raises(KillError):
+            trained('mae-mid-epoch', tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_3.pth']
+    resumed = trained('mae-mid-epoch', tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.glob('*.pth*')) == ['iter_20.pth']
+    assert_same(resumed, torch.load(tmp_path / 'iter_20.pth')['state_dict'])
+
+
+def test_the_number_of_processes_has_changed(tmp_path):
+    interrupted('mae-by-iteration', tmp_path, 4)
+    path = tmp_path / 'iter_3.pth'
+    checkpoint = torch.load(path)
+    checkpoint['meta']['prmim_resume']['ranks'] *= 2
+    torch.save(checkpoint, path)
+    trained('mae-by-iteration', tmp_path, 3)
+    log = ' '.join(''.join(path.read_text() for path in tmp_path.rglob('*.log')).split())
+    assert 'the random states of 2 process(es), and this run 1; they draw anew' in log
+
+
+@LOOPS.register_module()
+class DrawingValLoop(ValLoop):
+    """A validation that uses up random numbers."""
+
+    def run(self):
+        self.runner.call_hook('before_val')
+        torch.rand(3), np.random.rand(3), random.random()
+        self.runner.call_hook('after_val')
+
+
+def test_a_validation_after_the_checkpoint_does_not_change_that(tmp_path):
+    data = dict(dataset=survivor.Drawn(0), batch_size=5, sampler=dict(type='DefaultSampler'))
+    validation = dict(
+        val_dataloader=data,
+        val_cfg=dict(type='DrawingValLoop'),
+        val_evaluator=dict(type='Accuracy'),
+    )
+    expected = trained('mae-by-epoch', tmp_path / 'whole', **validation)
+    interrupted('mae-by-epoch', tmp_path / 'cut', 11, **validation)
+    assert_same(trained('mae-by-epoch', tmp_path / 'cut', 10, **validation), expected)
