@@ -84,14 +84,17 @@ def sweep(
     """
     from rich.console import Console
 
-    from ..sweep import SpecError, load_spec
+    from ..sweep import load_spec
     from ..sweep.collected import collect
     from ..sweep.results import ChangedSettingsError
     from ..sweep.runner import run_sweep
     from ..sweep.slurm_queue import SlurmError
 
     failures: dict[str, str] = {}
-    out = out or Path('work_dirs/sweeps') / spec.stem
+    if out is None:
+        if not spec.stem.strip('.'):
+            raise click.UsageError(f'{spec} names no folder for the results: give one by --out')
+        out = Path('work_dirs/sweeps') / spec.stem
     try:
         loaded = load_spec(spec)
         if status:
@@ -100,9 +103,9 @@ def sweep(
         if not report_only:
             failures = run_sweep(loaded, out, _engine(**options), Console(stderr=True))
         found = collect(loaded, out)
-    except (SpecError, ChangedSettingsError, SlurmError, OSError, ValueError) as error:
+        _print_report(found, out, spec.stem, as_json)
+    except (ChangedSettingsError, SlurmError, OSError, ValueError) as error:  # SpecErrors as well
         raise click.ClickException(str(error)) from error
-    _print_report(found, out, spec.stem, as_json)
     # A point's failure is in its folder too, unless it could not be written there.
     failures = {name: reason.splitlines()[-1] for name, reason in failures.items()}
     for name, reason in (failures | found.failures).items():
@@ -158,11 +161,13 @@ def _print_status(spec: Spec, out: Path, as_json: bool) -> None:
 
 def _print_report(found: Sweep, out: Path, title: str, as_json: bool) -> None:
     """Write report.md and plots; print their paths, or the state of every point."""
+    from ..sweep.files import inside
     from ..sweep.plots import write_plots
     from ..sweep.report import markdown
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / 'report.md').write_text(markdown(found, title))
+    report = inside(out, 'report.md')
+    report.write_text(markdown(found, title), encoding='utf-8')
     pictures = write_plots(found, out)
     if as_json:
         points = found.spec.points()
@@ -170,5 +175,5 @@ def _print_report(found: Sweep, out: Path, title: str, as_json: bool) -> None:
         state = dict(finished=finished, failed=found.failures, missing=found.missing)
         click.echo(json.dumps(state, indent=2))
     else:
-        for path in (out / 'report.md', *pictures):
+        for path in (report, *pictures):
             click.echo(path)

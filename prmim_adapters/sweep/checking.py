@@ -14,7 +14,7 @@ from mmengine.hooks import CheckpointHook
 from mmpretrain.registry import HOOKS
 from torch import nn
 
-from ..adapters import attach, detach
+from ..adapters import attach, detach, partial_of
 from ..errors import described
 from ..openmmlab.models import build_model, is_prmim, load_config, scope_of
 from ..openmmlab.prmim import OPTIONS
@@ -80,7 +80,12 @@ def check_arms(spec: Spec) -> None:
             try:
                 attach(model, throw_ratio=ratio, **spec.attach_options(arm))
                 _check_schedule(model, ratio, spec.arms[arm].get('hooks', []))
+                height, width = partial_of(model).grid
                 detach(model)
+                if round(ratio * height * width) == 0:
+                    raise ValueError(
+                        f'throws none of the {height * width} tokens: that is the framework itself'
+                    )
             except Exception as error:
                 raise SpecError(
                     f'arms.{arm} at ratio {ratio:g} with frameworks.{name}: {described(error)}'

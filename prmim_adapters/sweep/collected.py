@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .results import FAILURE, read_json, result_of
+from .files import read_json
+from .results import FAILURE, result_of
 from .spec import Spec
 
 Cell = tuple[str, str, float]
@@ -70,7 +71,8 @@ def collect(spec: Spec, out: Path) -> Sweep:
         if result is not None:
             results[point.cell][point.seed] = result
         elif failure is not None:
-            failures[point.name] = failure['reason'].strip().splitlines()[-1]
+            lines = str(failure.get('reason')).strip().splitlines()
+            failures[point.name] = lines[-1] if lines else 'no reason given'
         else:
             missing.append(point.name)
     return Sweep(spec, results, failures, missing)

@@ -17,6 +17,7 @@ from mmpretrain.registry import HOOKS, LOOPS
 
 from ..openmmlab.types import resolved
 from .inheritance import merge
+from .literals import assignments, literal
 from .spec import FRAMEWORK_ARM, Framework, Point, Spec, SpecError, Transfer
 
 _TRANSFER_IMPORTS = ['prmim_adapters.openmmlab']
@@ -57,15 +58,14 @@ def write_point(path: Path, base: Path, point: Point, spec: Spec) -> None:
         differences['custom_hooks'] = [*read_config(base)['custom_hooks'], *hooks]
     text = render(str(base.resolve()), differences)
     if point.arm != FRAMEWORK_ARM:
-        attached = spec.attach_options(point.arm)
-        options = ''.join(f'    {key}={value!r},\n' for key, value in attached.items())
+        attached = dict(spec.attach_options(point.arm), throw_ratio=point.ratio)
+        options = ''.join(f'    {line},\n' for line in assignments(attached, f'arms.{point.arm}'))
         text += (
             'model = dict(\n'
             '    _delete_=True,\n'
             "    type='mmpretrain.PRMIM',\n"
             '    framework={{_base_.model}},\n'
             f'{options}'
-            f'    throw_ratio={point.ratio!r},\n'
             ')\n'
         )
     _put(path, text)
@@ -139,9 +139,13 @@ def write(path: Path, source: str, differences: dict[str, Any]) -> None:
 
 
 def render(source: str, differences: dict[str, Any]) -> str:
-    """Text of a config with ``_base_ = source`` and these top-level keys."""
-    lines = [f'{key} = {value!r}\n' for key, value in differences.items()]
-    return f'_base_ = {source!r}\n' + ''.join(lines)
+    """Text of a config with ``_base_ = source`` and these top-level keys.
+
+    Raises:
+        NoLiteralError: a key is no identifier, or a value is not plain.
+    """
+    lines = [f'_base_ = {literal(source, "_base_")}', *assignments(differences, 'options')]
+    return '\n'.join(lines) + '\n'
 
 
 def read_config(path: Path) -> dict[str, Any]:

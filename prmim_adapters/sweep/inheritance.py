@@ -7,7 +7,10 @@ import ast
 from pathlib import Path
 from typing import Any
 
-import yaml
+from .files import FileError, read_mapping, read_text
+
+#: Files that a spec or a config may inherit, directly and through others.
+MAX_BASES = 50
 
 
 def read_spec(path: Path) -> dict[str, Any]:
@@ -17,19 +20,26 @@ def read_spec(path: Path) -> dict[str, Any]:
     what the framework's config has.
 
     Raises:
-        TypeError: a file holds something else than a mapping.
+        FileError: a file cannot be read, inherits itself, or there are too many.
         FileNotFoundError: a file is not there.
     """
-    return _without_deletes(_read(path))
+    return _without_deletes(_read(path, (), [MAX_BASES]))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    data = yaml.safe_load(path.read_text())
-    if not isinstance(data, dict):
-        raise TypeError(f'found {type(data).__name__} in {path.name}')
+def _read(path: Path, heirs: tuple[Path, ...], left: list[int]) -> dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in heirs:
+        raise FileError(f'{heirs[0]}: _base_: {path} inherits itself')
+    left[0] -= 1
+    if left[0] < 0:
+        raise FileError(f'{(*heirs, path)[0]}: _base_: inherits more than {MAX_BASES} files')
+    data = read_mapping(path)
     whole: dict[str, Any] = {}
-    for name in _as_list(data.pop('_base_', None)):
-        whole = merge(whole, _read(path.parent / name))
+    names = data.pop('_base_', None)
+    for name in _as_list(names):
+        if not isinstance(name, str):
+            raise FileError(f'{path}: _base_: expected names of files, found {names!r:.80}')
+        whole = merge(whole, _read(path.parent / name, (*heirs, resolved), left))
     return merge(whole, data)
 
 
@@ -60,34 +70,40 @@ def local_bases(config: Path) -> list[str]:
 
     A file that is missing or cannot be read has none: whoever reads the config names the mistake.
     """
+    return _bases(config, (), [MAX_BASES])
+
+
+def _bases(config: Path, heirs: tuple[Path, ...], left: list[int]) -> list[str]:
     texts = []
+    heirs = (*heirs, config.resolve())
     for name in _base_names(config):
         base = config.parent / name
-        if '::' not in name and base.is_file():
-            texts += [base.read_text(), *local_bases(base)]
+        if '::' in name or base.resolve() in heirs or not left[0] or not base.is_file():
+            continue
+        left[0] -= 1
+        texts += [read_text(base), *_bases(base, heirs, left)]
     return texts
 
 
 def _base_names(config: Path) -> list[str]:
     try:
         found = _python_base(config) if config.suffix == '.py' else _yaml_base(config)
-    except (OSError, ValueError, SyntaxError, yaml.YAMLError):
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return []
-    return _as_list(found)
+    return [name for name in _as_list(found) if isinstance(name, str)]
 
 
 def _python_base(config: Path) -> Any:
     """The value of ``_base_ = ...``; None if there is no such line."""
-    for line in ast.parse(config.read_text()).body:
+    for line in ast.parse(read_text(config)).body:
         if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == '_base_':
             return ast.literal_eval(line.value)
     return None
 
 
 def _yaml_base(config: Path) -> Any:
-    data = yaml.safe_load(config.read_text())
-    return data.get('_base_') if isinstance(data, dict) else None
+    return read_mapping(config).get('_base_')
 
 
-def _as_list(names: Any) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or [])
+def _as_list(names: Any) -> list[Any]:
+    return names if isinstance(names, list) else [] if names is None else [names]

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from .collected import Cell, Sweep
+from .files import inside
 from .spec import FRAMEWORK_ARM
 
 _LARGEST_BUBBLE = 420.0  # points squared
@@ -37,7 +38,7 @@ def write_plots(sweep: Sweep, out: Path) -> list[Path]:
         title = 'training TMACs of the whole run'
         kinds['frontier'] = partial(_against, key='total_tmacs', scale=1.0, title=title)
     return [
-        _picture(sweep, framework, out / f'{framework}_{name}.png', draw)
+        _picture(sweep, framework, inside(out, f'{framework}_{name}.png'), draw)
         for framework, settings in sweep.spec.frameworks.items()
         if settings.peer_of is None and sweep.results[framework, FRAMEWORK_ARM, 0.0]
         for name, draw in kinds.items()

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..openmmlab.whole_files import newest_whole
 from .configs import write_point, write_transfer
+from .files import read_json
 from .processes import Children, SweepEndedError, end_processes
 from .results import (
     FAILURE,
@@ -25,7 +26,6 @@ from .results import (
     fingerprint,
     has_begun,
     last_scalar,
-    read_json,
     write_json,
 )
 from .spec import Point, Spec

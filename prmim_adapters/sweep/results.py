@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .files import FileError, read_json
 from .spec import Point
 
 RESULT, FAILURE = 'result.json', 'failure.json'
@@ -35,14 +36,6 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The file's content; None if it is not there."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-
-
 def fingerprint(settings: dict[str, Any]) -> str:
     """Short hash of all that decides the outcome of a point."""
     text = json.dumps(settings, sort_keys=True, default=str)
@@ -56,9 +49,31 @@ def result_of(point: Point, settings: dict[str, Any], folder: Path) -> dict[str,
         ChangedSettingsError: it was made with other settings.
     """
     result = read_json(folder / RESULT)
+    if result is not None:
+        _check_result(result, folder / RESULT)
     if result is not None and result['settings'] != fingerprint(settings):
         raise _changed(folder, 'the result', point)
     return result
+
+
+def _check_result(result: dict[str, Any], path: Path) -> None:
+    """Refuse a result that lacks what reports read.
+
+    Raises:
+        FileError: it does.
+    """
+    for part in ('accuracy', 'cost'):
+        values = result.get(part)
+        numbers = isinstance(values, dict) and all(
+            isinstance(value, (int, float)) for value in values.values()
+        )
+        if not numbers:
+            raise FileError(f'{path}: is damaged, {part} holds no numbers; delete it')
+    environment = result.get('environment')
+    if not isinstance(environment, dict) or not {'gpu', 'processor'} <= environment.keys():
+        raise FileError(f'{path}: is damaged, environment names no machine; delete it')
+    if not isinstance(result.get('settings'), str):
+        raise FileError(f'{path}: is damaged, it has no settings; delete it')
 
 
 def check_resumable(point: Point, settings: dict[str, Any], folder: Path) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from .checking import check_arms, check_configs
 from .configs import write_base
 from .display import Display
+from .files import inside
 from .local import LocalEngine
 from .processes import ended_by_signals
 from .results import check_resumable, result_of
@@ -54,6 +55,7 @@ def run_sweep(
         SpecError: a config of the spec cannot be read, or saves no checkpoint for the transfers; an
             arm does not attach at a ratio.
         ChangedSettingsError: ``out`` holds results, or runs to resume, of other settings.
+        FileError: a result is damaged, or a link in ``out`` leads elsewhere.
         BlockingIOError: another sweep is running in ``out``.
         SystemExit: SIGTERM or SIGHUP came; what was running has been ended, as by Ctrl-C.
     """
@@ -65,7 +67,7 @@ def run_sweep(
         points = spec.points()
         waiting = _unfinished(points, spec, out)
         for name, framework in spec.frameworks.items():
-            write_base(out / name / 'base.py', framework, spec)
+            write_base(inside(out, f'{name}/base.py'), framework, spec)
         with Display(len(points), len(points) - len(waiting), console) as display:
             return engine.run(waiting, spec, out, display)
 
@@ -74,7 +76,7 @@ def _unfinished(points: list[Point], spec: Spec, out: Path) -> list[Point]:
     """Points without a result, all checked before the first of them begins."""
     waiting = []
     for point in points:
-        settings, folder = spec.settings(point), out / point.name
+        settings, folder = spec.settings(point), inside(out, point.name)
         if result_of(point, settings, folder) is None:
             waiting.append(point)
             if spec.resume:
@@ -85,7 +87,7 @@ def _unfinished(points: list[Point], spec: Spec, out: Path) -> list[Point]:
 @contextmanager
 def _sole_user(out: Path) -> Iterator[None]:
     """Refuse a second sweep in the same folder. The system drops the lock when a sweep dies."""
-    with (out / '.lock').open('w') as stream:
+    with inside(out, '.lock').open('w') as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

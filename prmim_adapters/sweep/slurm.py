@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from .display import Display
+from .files import read_json
 from .point import Launch, PointRun
 from .processes import Children, ended_by_signals
-from .results import FAILURE, RESULT, read_json, write_json
+from .results import FAILURE, RESULT, write_json
 from .slurm_queue import Job, SlurmError, SlurmQueue, minutes
 from .spec import Point, Spec
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import inside
+
 FOLDER = '.slurm'
 _FIELDS = '%i|%j|%K|%T|%r|%N'
 #: States after which nothing of a job runs, or will run, any more.
@@ -68,7 +70,7 @@ class SlurmQueue:
     """
 
     def __init__(self, out: Path) -> None:
-        self.folder = out.absolute() / FOLDER
+        self.folder = inside(out.absolute(), FOLDER)
 
     def submit(
         self,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The specification of a sweep; :mod:`.reading` makes one of a YAML file.
+"""The specification of a sweep; :mod:`.reading` makes one of a YAML file, :mod:`.rules` checks it.
 
 A sweep is the product frameworks x arms x throw ratios x seeds. Every point of it is one ordinary
 ``mim train`` run. See ``docs/sweep.md`` for a commented example.
@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .files import read_text
 from .inheritance import local_bases
 
 #: The arm that is the framework itself, without partial reconstruction.
@@ -189,7 +190,7 @@ class Spec:
         source = self.folder / framework.config
         settings = dict(
             framework=_set_values(framework),
-            config=source.read_text() if source.is_file() else framework.config,
+            config=read_text(source) if source.is_file() else framework.config,
             arm=None if point.arm == FRAMEWORK_ARM else self.arms[point.arm],
             ratio=point.ratio,
             seed=point.seed,

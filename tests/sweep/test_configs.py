@@ -267,6 +267,11 @@ def test_the_shipped_specs_pass_the_checks(path):
             dict(ratios=(0.5, 0.8)),
             r'arms\.plain at ratio 0\.8 with frameworks\.mae: throw_ratio=0\.8',
         ),
+        (dict(ratios=(0.004,)), r'arms\.plain at ratio 0\.004 .*throws none of the 64 tokens'),
+        (
+            dict(arms=dict(a=dict(aggregator=dict(type='convolution', kernel='present')))),
+            r"arms\.a at ratio 0\.5 .*kernel='present'",
+        ),
         (
             dict(arms=dict(a=dict(sampler='near'))),
             r"arms\.a at ratio 0\.5 .*unknown sampler 'near'",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 import json
+import shutil
 
 import pytest
 import yaml
@@ -29,7 +30,7 @@ def swept(own_spec, prmim_sweep):
     """One seed, one ratio: the framework, an arm that works, an arm that cannot."""
     spec = copy.deepcopy(own_spec)
     spec['seeds'] = [3]
-    broken = {'sampler': {'type': 'farthest', 'seeds': 'all'}}  # attaches; its first step fails
+    broken = {'hooks': [{'type': 'EMAHook', 'ema_type': 'Nothing'}]}  # attaches; cannot train
     spec['arms'] = {'broken': broken, 'near': {'aggregator': 'nearest'}}
     spec['verdict'] = {}
     process, out = prmim_sweep(spec, 'swept', '--json')
@@ -43,9 +44,9 @@ def test_own_framework_passes_and_a_failure_does_not_stop_the_others(swept):
     state = json.loads(stdout)
     assert state['finished'] == ['mine/framework/seed3', 'mine/near-0.25/seed3']
     assert list(state['failed']) == ['mine/broken-0.25/seed3']
-    assert "seeds='all': allowed are" in state['failed']['mine/broken-0.25/seed3']
+    assert 'Nothing is not in the' in state['failed']['mine/broken-0.25/seed3']
     report = (out / 'report.md').read_text()
-    assert "failed: mine/broken-0.25/seed3: ValueError: seeds='all'" in report
+    assert "failed: mine/broken-0.25/seed3: KeyError: 'Nothing is not in the" in report
     assert (out / 'mine_ratio.png').stat().st_size > 10_000
     assert (out / 'mine_cost.png').stat().st_size > 10_000
 
@@ -141,8 +142,55 @@ def test_any_exception_of_a_point_is_a_recorded_failure(begun):
     assert run.exit_code == 1, run.output
     reason = read_json(folder / 'failure.json')['reason'].splitlines()
     assert reason[0] == 'Traceback (most recent call last):'
-    assert reason[-1].startswith('JSONDecodeError: Expecting property name')
-    assert f'* failed: {point.name}: JSONDecodeError: Expecting' in (out / 'report.md').read_text()
+    assert reason[-1].startswith(
+        f'FileError: {folder}/train/measurements.json: is damaged, no JSON'
+    )
+    assert f'* failed: {point.name}: FileError: ' in (out / 'report.md').read_text()
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('', 'is damaged, no JSON'),
+        ('[' * 10**5, 'is damaged, no JSON'),
+        ('[1]', 'is damaged, a list of JSON'),
+        ('{}', 'is damaged, accuracy holds no numbers'),
+        ('{"accuracy": {"knn": "90"}}', 'is damaged, accuracy holds no numbers'),
+        ('{"accuracy": {}, "cost": {}, "environment": 3}', 'is damaged, environment names'),
+        ('\xff', 'is no text in UTF-8'),
+    ],
+)
+def test_a_damaged_result_is_named(begun, content, message):
+    """Also by the report alone, of a folder that somebody hands over."""
+    folder = begun[2]
+    (folder / 'result.json').write_bytes(content.encode('latin1'))
+    file = folder.parents[3] / 'spec.yaml'
+    for flags in ([], ['--report-only']):
+        run = CliRunner().invoke(sweep, [str(file), '--out', str(folder.parents[2]), *flags])
+        assert run.exit_code == 1
+        assert f'{folder}/result.json: {message}' in run.output
+
+
+@pytest.mark.parametrize('where', ['framework', 'point', 'report'])
+def test_links_in_the_folder_are_not_followed(begun, where):
+    """A folder that somebody hands over may lead anywhere."""
+    _, point, folder = begun
+    out, outside = folder.parents[2], folder.parents[3] / 'outside'
+    outside.mkdir()
+    (outside / 'mine.txt').write_text('mine')
+    if where == 'report':
+        (out / 'report.md').symlink_to(outside / 'mine.txt')
+        flags = ['--report-only']
+    else:
+        link = folder if where == 'point' else out / point.framework
+        shutil.rmtree(link)
+        link.symlink_to(outside)
+        flags = []
+    file = folder.parents[3] / 'spec.yaml'
+    run = CliRunner().invoke(sweep, [str(file), '--out', str(out), *flags])
+    assert run.exit_code == 1
+    assert 'so that nothing outside is replaced' in run.output
+    assert {path.name: path.read_text() for path in outside.iterdir()} == {'mine.txt': 'mine'}
 
 
 @pytest.mark.parametrize('base', ['missing.yaml', 'spec_without_config.yaml'])

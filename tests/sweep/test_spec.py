@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import datetime
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def minimal(**changes):
 @pytest.fixture
 def load(tmp_path):
     def load(data):
-        (tmp_path / 'spec.yaml').write_text(yaml.safe_dump(data))
+        (tmp_path / 'spec.yaml').write_text(yaml.dump(data))
         return load_spec(tmp_path / 'spec.yaml')
 
     return load
@@ -139,13 +140,32 @@ def test_what_is_no_mapping_is_named(tmp_path, text):
         (dict(frameworks=dict(mae=dict(cfg='a.py'))), "frameworks.mae: unknown key 'cfg'"),
         (dict(frameworks=dict(mae={})), "frameworks.mae: .* 'config'"),
         (dict(arms=dict(framework={})), "arms: 'framework' is the framework itself"),
-        (dict(arms={'a/b': {}}), "'a/b': names become folders"),
+        (dict(arms={'a/b': {}}), "arms: 'a/b' is no name: names become folders"),
+        (dict(arms=dict(a=dict(other=1))), "arms.a: unknown key 'other'; allowed: sampler, "),
+        (dict(arms=dict(A={}, a={})), 'arms: a occurs twice if case does not count'),
+        (dict(seeds=[True]), 'seeds: True is not a whole number from 0 to 4294967295'),
+        (dict(seeds=[2**32]), 'seeds: 4294967296 is not a whole number'),
+        (dict(seeds=['0']), "seeds: '0' is not a whole number"),
+        (dict(ratios=[float('nan')]), 'ratios: nan is not between 0 and 1'),
+        (dict(folder='x'), "spec: unknown key 'folder'"),
+        (dict(resume='yes'), r"resume='yes' \(str\): expected True or False"),
+        (
+            dict(frameworks=dict(mae=dict(config=3))),
+            'frameworks.mae.config: expected text, found 3',
+        ),
+        (dict(frameworks=dict(mae=dict(config='a', backbone=None))), 'mae.backbone: expected text'),
+        (dict(frameworks=dict(mae=dict(config='a', options=[]))), 'mae.options: expected names'),
+        (dict(evaluation=dict(train={}, test={}, num_classes=True)), 'num_classes=True'),
+        (dict(evaluation=dict(train={}, test={}, num_classes=10, k=0)), 'evaluation.k=0 must be'),
+        (dict(evaluation=dict(train={}, test={}, num_classes=10, temperature=0)), 'temperature=0'),
+        (dict(verdict=dict(margin=float('inf'))), 'verdict.margin=inf is not finite'),
+        (dict(verdict=dict(confidence=1)), 'verdict.confidence=1: must be between'),
         (dict(arms=dict(a=3)), 'arms.a: expected names with their settings, found 3'),
         (dict(ratios=[0.5, 0.501]), 'ratios: 0.50 occurs twice to two decimals'),
         (dict(seeds=[0, 1, 0]), 'seeds: 0 occurs twice, and names one folder'),
         (dict(transfers=dict(linear=dict(config='a.py'))), "transfers: 'linear' is a name of the"),
         (dict(transfers=dict(train=dict(config='a.py'))), "transfers: 'train' is a name of the"),
-        (dict(transfers={'a/b': dict(config='a.py')}), "'a/b': names become folders"),
+        (dict(transfers={'a/b': dict(config='a.py')}), "transfers: 'a/b' is no name"),
         (dict(arms=dict(a=dict(throw_ratio=0.5))), 'arms.a.throw_ratio: the axis `ratios` sets it'),
         (dict(arms=dict(a=dict(budget='time'))), "arms.a.budget: 'time'; allowed: epochs, cost"),
         (
@@ -166,6 +186,105 @@ def test_what_is_no_mapping_is_named(tmp_path, text):
 def test_mistakes_are_named(load, changes, message):
     with pytest.raises(SpecError, match=message):
         load(minimal(**changes))
+
+
+@pytest.mark.parametrize('kind', ['frameworks', 'arms', 'transfers'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        *['', '.', '..', '../..', '/x', '.lock', 'report.md', 'x.png', 'a b', '-a', 'é', 'a\n'],
+        *['a' * 65, 1, 0.5, True, None, ('a', 'b')],
+    ],
+)
+def test_names_that_could_leave_the_folder_are_refused(load, kind, name):
+    entry = {} if kind == 'arms' else dict(config='a.py')
+    with pytest.raises(SpecError, match=r'is no name: names become folders|expected YAML'):
+        load(minimal(**{kind: {name: entry}}))
+
+
+@pytest.mark.parametrize('name', ['mae', 'weight_0.25', 'a-b', '0', 'framework-2'])
+def test_names_that_are_names(load, name):
+    assert list(load(minimal(arms={name: {}})).arms) == [name]
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'x = 1; import os': 1}, "options: 'x = 1; import os' is no name of a setting"),
+        ({'class': 1}, "options: 'class' is no name of a setting"),
+        ({'_base_': 'foreign.py'}, "options: '_base_' is not a setting of a config"),
+        ({3: 1}, 'options: 3 is no name of a setting'),
+        ({'a': float('inf')}, r'options.a: inf \(float\) cannot be written into a config'),
+        ({'a': {'b': [0, float('nan')]}}, r'options.a.b\[1\]: nan'),
+        (
+            {'a': datetime.date(2026, 1, 1)},
+            r'options.a: datetime.date\(2026, 1, 1\) \(date\) cannot be',
+        ),
+        ({'a': {datetime.date(2026, 1, 1): 1}}, 'options.a: the key datetime.date'),
+        ({'a': {'x', 'y'}}, 'options.a: {'),
+        ({'a': b'x'}, "options.a: b'x'"),
+    ],
+)
+def test_options_that_are_no_plain_values_are_refused(load, options, message):
+    with pytest.raises(SpecError, match=message):
+        load(minimal(options=options))
+    framework = dict(mae=dict(config='a.py', options=options))
+    with pytest.raises(SpecError, match=f'frameworks.mae.{message}'):
+        load(minimal(frameworks=framework))
+
+
+def bomb(levels, merge=False):
+    """Names that stand for names: ten more of them at every level."""
+    lines = ['a0: &a0 {k: v}']
+    for level in range(1, levels + 1):
+        items = ', '.join([f'*a{level - 1}'] * 10)
+        value = f'{{<<: [{items}]}}' if merge else f'[{items}]'
+        lines.append(f'a{level}: &a{level} {value}')
+    return '\n'.join(lines)
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (bomb(12), 'it unfolds to more than 50000 values'),
+        (bomb(12, merge=True), 'it unfolds to more than 50000 values'),
+        ('a: &a [*a]', 'it is nested deeper than 40 levels, or contains itself'),
+        ('a: &a {b: *a}', 'it is nested deeper than 40 levels, or contains itself'),
+        ('a: ' + '[' * 60 + ']' * 60, 'it is nested deeper than 40 levels'),
+        ('a: ' + '[' * 50_000, 'is nested too deeply'),
+        ('a: 1\nb: 2\na: 3', "key 'a' is given twice"),
+        ('a: !!python/object/apply:os.system [ls]', 'could not determine a constructor'),
+        ('a: 2026-99-99', 'month must be in'),
+        ('a: ' + 'x' * 2**21, 'has 2097155 bytes; at most'),
+        ('_base_: spec.yaml', 'inherits itself'),
+        ('_base_: [[spec.yaml]]', 'expected names of files'),
+        ('_base_: {a: b}', 'expected names of files'),
+    ],
+    ids=lambda text: text[:24],
+)
+def test_files_that_would_not_end_are_refused(tmp_path, text, message):
+    (tmp_path / 'spec.yaml').write_text(text)
+    with pytest.raises(SpecError, match=rf'spec\.yaml: .*{message}'):
+        load_spec(tmp_path / 'spec.yaml')
+
+
+def test_bases_that_inherit_each_other_end(tmp_path, load):
+    """Each of 12 files inherits the next one ten times: 10^12 readings, or a message."""
+    for number in range(12):
+        names = ', '.join([f'{number + 1}.yaml'] * 10)
+        (tmp_path / f'{number}.yaml').write_text(f'_base_: [{names}]\n')
+        (tmp_path / f'{number}.py').write_text(f'_base_ = {[f"{number + 1}.py"] * 10!r}\n')
+    (tmp_path / '12.yaml').write_text('{}')
+    (tmp_path / '12.py').write_text("_base_ = ['12.py', '11.py']\n")
+    with pytest.raises(SpecError, match=r'0\.yaml: _base_: inherits more than 50 files'):
+        load_spec(tmp_path / '0.yaml')
+    assert len(local_bases(tmp_path / '0.py')) == 50
+
+
+def test_no_text_is_named(tmp_path):
+    (tmp_path / 'spec.yaml').write_bytes(b'\xff\xfe\x00')
+    with pytest.raises(SpecError, match=r'spec\.yaml: is no text in UTF-8'):
+        load_spec(tmp_path / 'spec.yaml')
 
 
 @pytest.mark.parametrize('path', SPECS, ids=lambda path: path.stem)
