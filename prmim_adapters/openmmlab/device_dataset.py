@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fast path for small images: the data set in memory as uint8, augmentation on the device.
+"""Fast path for small images: augmentation on the device, of images in memory.
 
 At 32 px decoding and cropping on CPU workers take longer than the training step of a small model.
-:class:`InMemoryImages` decodes an ordinary mmpretrain data set once, :func:`ready_batch` spares
-the collation, and :class:`DeviceAugment` crops, flips and masks a whole batch where the model
-runs, every image with a crop of its own::
+``InMemoryImages`` of ``images.py`` decodes an ordinary mmpretrain data set once, ``ready_batch``
+spares the collation, and :class:`DeviceAugment` crops, flips and masks a whole batch where the
+model runs, every image with a crop of its own::
 
     train_dataloader = dict(
         dataset=dict(type='InMemoryImages', dataset=dict(type='CIFAR10', ...)),
@@ -22,89 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import default_collate
-from mmengine.registry import FUNCTIONS
 from mmpretrain.models import SelfSupDataPreprocessor
-from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
+from mmpretrain.registry import MODELS, TRANSFORMS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from torchvision.transforms import v2
-
-
-@DATASETS.register_module()
-class InMemoryImages(Dataset):
-    """All images of an mmpretrain data set as one uint8 tensor.
-
-    Args:
-        dataset: config of any mmpretrain classification data set. Its ``pipeline`` must end in
-            ``img`` arrays (H, W, 3) of one size: ``[dict(type='LoadImageFromFile')]`` when the
-            files have that size already, with a resize and a centre crop otherwise.
-        per_class: number of images to take of each class, in the data set's order; None = all.
-
-    Raises:
-        ValueError: The images differ in size, or a class has fewer images than ``per_class``.
-    """
-
-    def __init__(self, dataset: dict[str, Any], per_class: int | None = None) -> None:
-        source = DATASETS.build(dataset)
-        labels = np.asarray([source.get_data_info(i)['gt_label'] for i in range(len(source))])
-        chosen = np.arange(len(labels)) if per_class is None else first_of_each(labels, per_class)
-        self.images = _stack([source[int(i)]['img'] for i in chosen])
-        self.labels = torch.from_numpy(labels[chosen]).long()
-        self.metainfo = dict(source.metainfo)
-        self._samples = [DataSample().set_gt_label(label) for label in self.labels]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def full_init(self) -> None:
-        """For mmengine's dataset wrappers, which call it: the images are in memory already."""
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return dict(inputs=self.images[index], data_samples=self._samples[index])
-
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
-        """A whole batch: inputs (B, 3, H, W) uint8 and a list of B data samples."""
-        return dict(
-            inputs=self.images[torch.as_tensor(indices)],
-            data_samples=[self._samples[index] for index in indices],
-        )
-
-
-@FUNCTIONS.register_module()
-def ready_batch(batch: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
-    """The ``collate_fn`` of :class:`InMemoryImages`, whose batches arrive collated.
-
-    A list of single samples, which a wrapper such as ``RepeatDataset`` hands over, is collated.
-    """
-    return default_collate(batch) if isinstance(batch, list) else batch
-
-
-def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
-    """Indices, ascending, of the first ``count`` images of every class.
-
-    Raises:
-        ValueError: A class has fewer.
-    """
-    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    smallest = min(len(indices) for indices in classes)
-    if smallest < count:
-        raise ValueError(
-            f'per_class={count}, but one class has {smallest} images: ask for at most {smallest}'
-        )
-    return np.sort(np.concatenate([indices[:count] for indices in classes]))
-
-
-def _stack(images: list[np.ndarray]) -> Tensor:
-    """Arrays (H, W, 3) -> tensor (N, 3, H, W)."""
-    sizes = {image.shape for image in images}
-    if len(sizes) > 1:
-        raise ValueError(
-            f'images of different sizes {sorted(sizes)[:3]}: add a resize and a centre crop to the '
-            "data set's pipeline"
-        )
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 @MODELS.register_module()

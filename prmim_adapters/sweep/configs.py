@@ -59,7 +59,8 @@ def write_point(path: Path, base: Path, point: Point, spec: Spec) -> None:
     text = render(str(base.resolve()), differences)
     if point.arm != FRAMEWORK_ARM:
         attached = dict(spec.attach_options(point.arm), throw_ratio=point.ratio)
-        options = ''.join(f'    {line},\n' for line in assignments(attached, f'arms.{point.arm}'))
+        arguments = assignments(attached, f'arms.{point.arm}', '=')
+        options = ''.join(f'    {argument},\n' for argument in arguments)
         text += (
             'model = dict(\n'
             '    _delete_=True,\n'

@@ -16,12 +16,13 @@ class NoLiteralError(ValueError):
     """A key or value that cannot be written; the message names it by its path."""
 
 
-def assignments(values: Mapping[Any, Any], where: str) -> list[str]:
-    """``key = value`` for every entry; as statements, or as arguments of a call.
+def assignments(values: Mapping[Any, Any], where: str, equals: str = ' = ') -> list[str]:
+    """``key = value`` for every entry.
 
     Args:
         values: keys that are identifiers, with plain values.
         where: what they are, for errors.
+        equals: between key and value: '=' in arguments of a call.
 
     Raises:
         NoLiteralError: a key is no identifier, or a value is not plain.
@@ -32,7 +33,7 @@ def assignments(values: Mapping[Any, Any], where: str) -> list[str]:
                 f'{where}: {key!r} is no name of a setting; expected letters, digits and _, not '
                 'beginning with a digit'
             )
-    return [f'{key} = {literal(value, f"{where}.{key}")}' for key, value in values.items()]
+    return [f'{key}{equals}{literal(value, f"{where}.{key}")}' for key, value in values.items()]
 
 
 def literal(value: Any, where: str) -> str:

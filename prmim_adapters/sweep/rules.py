@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..adapters import attach
-from ..core.options import check_choice, check_flag, check_number, check_whole
+from ..core.options import check_flag, check_number, check_whole
 from .literals import NoLiteralError, assignments
 from .spec import BUDGETS, FRAMEWORK_ARM, OF_ARMS, Framework, Spec, SpecError
 
@@ -149,7 +149,8 @@ def _check_peer(name: str, framework: Framework, spec: Spec) -> None:
 
 
 def _check_budget(where: str, budget: Any) -> None:
-    check_choice(f'{where}.budget', budget, BUDGETS)
+    if budget not in BUDGETS:
+        raise SpecError(f'{where}.budget: {budget!r:.80}; allowed: {", ".join(BUDGETS)}')
 
 
 def _check_axes(spec: Spec) -> None:
@@ -179,8 +180,7 @@ def _check_verdict(spec: Spec) -> None:
     verdict = spec.verdict
     if verdict.baseline is not None and verdict.baseline not in spec.arms:
         raise SpecError(
-            f'verdict.baseline: {verdict.baseline!r:.80} is no arm; arms are '
-            f'{", ".join(spec.arms)}'
+            f'verdict.baseline: {verdict.baseline!r:.80} is no arm; arms are {", ".join(spec.arms)}'
         )
     check_number('verdict.margin', verdict.margin, 0, 100)
     check_number('verdict.confidence', verdict.confidence, 0.5, 1 - 1e-9)

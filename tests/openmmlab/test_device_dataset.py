@@ -17,10 +17,9 @@ from prmim_adapters.openmmlab.device_dataset import (
     BatchCrop,
     BatchRandomCrop,
     BatchRandomResizedCrop,
-    InMemoryImages,
-    first_of_each,
     resize_matrix,
 )
+from prmim_adapters.openmmlab.images import InMemoryImages, first_of_each
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from submitit.core.utils import DelayedSubmission
 
 from prmim_adapters.commands.sweep import sweep
 from prmim_adapters.sweep import load_spec
+from prmim_adapters.sweep.files import read_json
 from prmim_adapters.sweep.point import Launch
-from prmim_adapters.sweep.results import FAILURE, RESULT, fingerprint, read_json, write_json
+from prmim_adapters.sweep.results import FAILURE, RESULT, fingerprint, write_json
 from prmim_adapters.sweep.runner import run_sweep
 from prmim_adapters.sweep.slurm import SlurmEngine
 from prmim_adapters.sweep.slurm_queue import Job, SlurmQueue, minutes
@@ -103,14 +104,14 @@ def test_detached_jobs_are_found_again_and_what_failed_is_redone(trained):
     failures = run_sweep(spec, out, ProcessEngine())
     assert len(list((out / '.slurm').glob('*/points.json'))) == 1
     assert list(failures) == [damaged]
-    assert 'JSONDecodeError: Expecting property name' in failures[damaged]
+    assert 'is damaged, no JSON: Expecting property name' in failures[damaged]
     assert read_json(out / 'mine/framework/seed0' / RESULT)['accuracy']['knn'] == 90.0
     found = by_name(spec, out)
     assert {name: entry.state for name, entry in found.items()} == {
         'mine/framework/seed0': 'finished',
         damaged: 'failed',
     }
-    assert found[damaged].detail.startswith('JSONDecodeError: Expecting')
+    assert 'is damaged, no JSON: Expecting' in found[damaged].detail
 
     whole = (out / 'mine/framework/seed0/train/measurements.json').read_text()
     (out / damaged / 'train' / 'measurements.json').write_text(whole)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from prmim_adapters.sweep.files import read_json
 from prmim_adapters.sweep.processes import (
     MARK,
     Children,
@@ -17,7 +18,7 @@ from prmim_adapters.sweep.processes import (
     ended_by_signals,
     processes_of,
 )
-from prmim_adapters.sweep.results import read_json, write_json
+from prmim_adapters.sweep.results import write_json
 
 # A process whose child has a session of its own, as torchrun's workers do.
 TREE = """
