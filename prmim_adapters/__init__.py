@@ -14,8 +14,10 @@ from .adapters import (
     Adapter,
     Seams,
     attach,
+    declare,
     detach,
     is_attached,
+    masks,
     set_throw_ratio,
 )
 
@@ -29,7 +31,9 @@ __all__ = [
     'Seams',
     '__version__',
     'attach',
+    'declare',
     'detach',
     'is_attached',
+    'masks',
     'set_throw_ratio',
 ]

@@ -6,6 +6,7 @@ the model thrown tokens skip. The module is imported when such a model is attach
 needs torch only.
 """
 
+from . import masks
 from .base import (
     Adapter,
     attach,
@@ -15,6 +16,7 @@ from .base import (
     partial_of,
     set_throw_ratio,
 )
+from .declared import Declaration, declare
 from .registry import ADAPTERS, AGGREGATORS, SAMPLERS
 from .seams import Seams
 
@@ -66,6 +68,11 @@ _FRAMEWORKS = {
         'decoder',
     ),
 }
+_DECLARED = {
+    f'{_HUGGINGFACE}.videomae.modeling_videomae.VideoMAEForPreTraining': 'decoder',
+    f'{_HUGGINGFACE}.hiera.modeling_hiera.HieraForPreTraining': 'decoder',
+}
+_FRAMEWORKS |= {name: ('declarations', spared) for name, spared in _DECLARED.items()}
 for _framework, (_module, _spared) in _FRAMEWORKS.items():
     ADAPTERS.register_location(_framework, f'{__name__}.{_module}', _spared)
 
@@ -74,11 +81,14 @@ __all__ = [
     'AGGREGATORS',
     'SAMPLERS',
     'Adapter',
+    'Declaration',
     'Seams',
     'attach',
     'attachment_of',
+    'declare',
     'detach',
     'is_attached',
+    'masks',
     'partial_of',
     'set_throw_ratio',
 ]

@@ -6,7 +6,8 @@ An aggregator is a module with ``forward(features, partition, queries) -> (B, T,
 * features: (B, N, C), the heavy network's outputs at ``partition.present`` (no prefix tokens);
 * partition: says where they are, and where the thrown tokens are;
 * queries: (L, C), what the framework would have put at every grid position were it masked:
-  mask token + position embedding. All images share it, so it is projected once per batch.
+  mask token + position embedding. All images share it, so it is projected once per batch. Or
+  (B, T, C), the same at ``partition.thrown`` only, where it differs between images.
 
 and a constructor ``Aggregator(width=C, grid=(H, W), **options)``. The forms are this project's own:
 the paper's abstract (arXiv 2411.15746) fixes a light spatial aggregation, not its form.
@@ -71,9 +72,14 @@ class CrossAttention(nn.Module):
     def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
         """See the module docstring for shapes."""
         features, positions = _select(self.sources, features, partition)
-        query = table_rows(self.query(queries), partition.thrown)
+        query = at_thrown(self.query(queries), partition)
         key, value = self.key_value(features).chunk(2, dim=-1)
         if self.key_position is not None:
+            if queries.dim() != 2:
+                raise ValueError(
+                    'cross_attention: key_positions=True needs the queries of all positions, but '
+                    'this framework gives those of thrown tokens: leave it out'
+                )
             key = key + table_rows(self.key_position(queries), positions)
         attended = F.scaled_dot_product_attention(
             self._split(query),
@@ -82,7 +88,7 @@ class CrossAttention(nn.Module):
             self._near(partition, positions),
         )
         update = self.project(attended.transpose(1, 2).flatten(2))
-        return self.norm(update + table_rows(queries, partition.thrown))
+        return self.norm(update + at_thrown(queries, partition))
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, n, inner) -> (B, heads, n, inner / heads)."""
@@ -235,6 +241,11 @@ def nearest_sources(
     right = (targets % width)[:, :, None] - (sources % width)[:, None, :]
     squared, index = (down**2 + right**2).topk(min(neighbours, sources.shape[1]), largest=False)
     return index, squared
+
+
+def at_thrown(queries: Tensor, partition: TokenPartition) -> Tensor:
+    """Queries (L, C) or (B, T, C) -> (B, T, C)."""
+    return table_rows(queries, partition.thrown) if queries.dim() == 2 else queries
 
 
 def _select(sources: str, features: Tensor, partition: TokenPartition) -> tuple[Tensor, Tensor]:

@@ -201,7 +201,8 @@ class PartialReconstruction(nn.Module):
         Args:
             partition: of this pass.
             features: (B, V + K, C), the heavy network's outputs at ``partition.present``.
-            queries: (L, C), mask token + position of every grid position.
+            queries: (L, C), mask token + position of every grid position, or (B, T, C) at
+                ``partition.thrown``.
 
         Returns:
             (B, n, C) at :meth:`supervised` positions: kept, then thrown.
@@ -216,9 +217,9 @@ class PartialReconstruction(nn.Module):
         known = features.detach() if self.stop_gradient else features
         kept, done = partition.kept, []
         stages = len(self.aggregators)
-        for aggregator, thrown in zip(
-            self.aggregators, partition.thrown.tensor_split(stages, dim=1), strict=True
-        ):
+        parts = partition.thrown.tensor_split(stages, dim=1)
+        asked = queries.tensor_split(stages, 1) if queries.dim() == 3 else [queries] * stages
+        for aggregator, thrown, queries in zip(self.aggregators, parts, asked, strict=True):
             stage = replace(partition, kept=kept, thrown=thrown)
             # Made again in backward: a stage costs little to run and much to store.
             done.append(checkpoint(aggregator, known, stage, queries, use_reentrant=False))

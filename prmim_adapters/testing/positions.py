@@ -42,6 +42,8 @@ class Exact(nn.Module):
 
     def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
         """See :mod:`prmim_adapters.core.aggregation`."""
+        if queries.dim() == 3:  # at thrown tokens only
+            return torch.stack([self.features_of(image)[0] for image in queries])
         kept = features[:, partition.visible.shape[1] :]
         assert len(queries.unique(dim=0)) == len(queries), 'queries must have different positions'
         added = sincos_positions(partition.grid, queries.shape[1]).to(queries)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block lists of declared frameworks on present tokens only; see :mod:`.declared`.
+
+What belongs to one pass is held by closures around the first and the last block, not by a module:
+activation checkpointing calls the same closures again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import PartialReconstruction, TokenPartition, gather_tokens, scatter_tokens
+
+Block = Callable[..., Any]
+
+
+class Pass:
+    """One forward pass of the blocks.
+
+    Args:
+        partial: the shared part.
+        declaration: :class:`~prmim_adapters.adapters.declared.Declaration`.
+        mask: (B, L) bool, or None where it is made later; see :meth:`begin`.
+    """
+
+    def __init__(self, partial: PartialReconstruction, declaration: Any, mask: Any) -> None:
+        self.partial, self.declaration = partial, declaration
+        self.partition: TokenPartition | None = None
+        self.entered = self.left = False
+        self.queries: Tensor | None = None
+        if mask is not None:
+            self.begin(mask)
+
+    def begin(self, mask: Tensor) -> None:
+        """Partition the batch."""
+        reads = self.declaration.loss is not None and self.partial.changes_loss
+        self.partition = self.partial(mask, loss_reads=reads)
+        self.row_of = None
+        if self.declaration.order == 'visible_first':
+            self.row_of = mask.byte().argsort(dim=1, stable=True).argsort(dim=1)
+
+    def around(self, blocks: list[Block]) -> list[Block]:
+        """The blocks, the first and last ones in closures of this pass."""
+        if self.partition is None:
+            raise RuntimeError(
+                f'{self.declaration.framework}: the blocks ran before there was a mask; the '
+                f'declaration says {self.declaration.mask}'
+            )
+        last = len(blocks) - 1
+        return [functools.partial(self._run, b, i == 0, i == last) for i, b in enumerate(blocks)]
+
+    def _run(self, block: Block, first: bool, last: bool, x: Tensor, *args: Any, **kw: Any) -> Any:
+        if first:
+            x = self._enter(x)
+        args, kw = self._per_token(args, kw)
+        out = block(x, *args, **kw)
+        if not last:
+            return out
+        self.left = True
+        if isinstance(out, tuple):
+            return (self._leave(out[0]), *out[1:])
+        return self._leave(out)
+
+    def _rows(self, positions: Tensor) -> Tensor:
+        """Rows (B, n) of the sequence for positions (B, n) of the grid."""
+        rows = positions if self.row_of is None else self.row_of.gather(1, positions)
+        return rows + self.declaration.prefix
+
+    def _with_prefix(self, rows: Tensor) -> Tensor:
+        prefix = torch.arange(self.declaration.prefix, device=rows.device)
+        return torch.cat((prefix.expand(len(rows), -1), rows), dim=1)
+
+    @property
+    def _present(self) -> Tensor:
+        assert self.partition is not None
+        return self._with_prefix(self._rows(self.partition.present))
+
+    def _enter(self, x: Tensor) -> Tensor:
+        """(B, prefix + L, C) -> (B, prefix + V + K, C)."""
+        assert self.partition is not None
+        expected = self.declaration.prefix + self.partition.length
+        if x.dim() != 3 or x.shape[1] != expected:
+            raise ValueError(
+                f'{self.declaration.framework}: the first block got {tuple(x.shape)}, but the '
+                f'declaration says (B, {self.declaration.prefix} + {self.partition.length}, C): '
+                'check prefix, grid and the path of the blocks'
+            )
+        self.entered = True
+        self.queries = gather_tokens(x, self._rows(self.partition.thrown))
+        return gather_tokens(x, self._present)
+
+    def _leave(self, x: Tensor) -> Tensor:
+        """(B, prefix + V + K, C) -> (B, prefix + L, C), zeros where nothing is reconstructed."""
+        partition, prefix = self.partition, self.declaration.prefix
+        assert partition is not None and self.queries is not None
+        rows = self.partial.reconstruct(partition, x[:, prefix:], self.queries)
+        known = prefix + partition.visible.shape[1]
+        values = torch.cat((x[:, :known], rows), dim=1)
+        positions = torch.cat((partition.visible, self.partial.supervised(partition)), dim=1)
+        index = self._with_prefix(self._rows(positions))
+        return scatter_tokens(values, index, prefix + partition.length)
+
+    def _per_token(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Arguments with a row for every token, at present tokens."""
+        if not self.declaration.per_token:
+            return args, kwargs
+        chosen = list(args)
+        for key in self.declaration.per_token:
+            if isinstance(key, int):
+                chosen[key] = self._gathered(args[key])
+            elif key in kwargs:
+                kwargs = {**kwargs, key: self._gathered(kwargs[key])}
+        return tuple(chosen), kwargs
+
+    def _gathered(self, value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return type(value)(map(self._gathered, value))
+        if not isinstance(value, Tensor):
+            return value
+        present = self._present
+        if value.dim() == 2:  # the same for all images
+            return value[present]
+        return gather_tokens(value.flatten(2), present).unflatten(2, value.shape[2:])
+
+
+class _Followed:
+    """A block list that a pass may run through."""
+
+    partial: PartialReconstruction
+    followed: Pass | None = None
+
+    @contextmanager
+    def following(self, one: Pass) -> Iterator[None]:
+        """Run the blocks in ``one`` pass; refuses a framework that does not iterate over them."""
+        self.__dict__['followed'] = one
+        try:
+            yield
+        finally:
+            self.__dict__.pop('followed', None)
+        if not (one.entered and one.left):
+            raise RuntimeError(
+                f'{one.declaration.framework}.{one.declaration.method} did not iterate over '
+                f'{one.declaration.blocks!r}, so that all tokens went through: declare the list '
+                'that it loops over'
+            )
+
+    def __iter__(self) -> Iterator[Any]:
+        blocks = list(super().__iter__())  # type: ignore[misc]
+        return iter(blocks if self.followed is None else self.followed.around(blocks))
+
+
+class PRModuleList(_Followed, nn.ModuleList):
+    """A ModuleList on present tokens while a pass is followed."""
+
+
+class PRSequential(_Followed, nn.Sequential):
+    """A Sequential on present tokens while a pass is followed."""

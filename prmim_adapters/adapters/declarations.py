@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters that are declarations: frameworks whose decoder or encoder is a list of blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.partition import Grid
+from .declared import declare
+from .masks import Argument, Units
+from .seams import patch_grid
+
+
+def _video_grid(model: Any) -> Grid:
+    """Time folded into rows: (T * H, W)."""
+    patches, frames = model.videomae.embeddings.patch_embeddings, model.config.num_frames
+    height, width = patch_grid(patches.image_size, patches.patch_size, 'config.image_size')
+    return frames // patches.tubelet_size * height, width
+
+
+def _hiera_grid(decoder: Any) -> Grid:
+    height, width = decoder.tokens_spatial_shape_final
+    return height, width
+
+
+def _hiera_unit(decoder: Any) -> Grid:
+    height, width = decoder.mask_unit_spatial_shape_final
+    return height, width
+
+
+def _hiera_model_grid(model: Any) -> Grid:
+    return _hiera_grid(model.decoder)
+
+
+declare(
+    'transformers.models.videomae.modeling_videomae.VideoMAEForPreTraining',
+    arguments=('pixel_values', 'bool_masked_pos', '**kwargs'),
+    blocks='decoder.decoder_layers',
+    mask=Argument('bool_masked_pos'),
+    order='visible_first',
+    grid=_video_grid,
+)
+declare(
+    'transformers.models.hiera.modeling_hiera.HieraForPreTraining',
+    host='decoder',
+    arguments=('encoder_hidden_states', 'bool_masked_pos', 'output_attentions'),
+    blocks='decoder_block.layers',
+    mask=Units('bool_masked_pos', _hiera_unit, _hiera_grid, masked=False),
+    grid=_hiera_model_grid,
+)

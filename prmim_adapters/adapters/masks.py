@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a declared framework keeps its mask (:mod:`.declared`).
+
+A source is called with the host module and the arguments of the declared method by name, and
+returns (B, L) bool, True = masked, in row-major order of the grid; None where nothing is masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..core.partition import Grid
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A mask (B, L) that the method is called with.
+
+    Attributes:
+        name: of the argument.
+        masked: the value that says masked: True, or False where True says visible.
+    """
+
+    name: str
+    masked: bool = True
+
+    def __call__(self, module: Any, arguments: Arguments) -> Tensor | None:
+        """See the module docstring."""
+        mask = arguments.get(self.name)
+        return None if mask is None else mask.flatten(1).bool() == self.masked
+
+
+@dataclass(frozen=True)
+class Restore:
+    """MAE's ``ids_restore`` (B, L): ranks from the number of visible tokens on are masked.
+
+    Attributes:
+        name: of the argument.
+        tokens: argument with the encoder's output (B, prefix + V, C).
+        prefix: tokens of it before the visible ones.
+    """
+
+    name: str = 'ids_restore'
+    tokens: str = 'x'
+    prefix: int = 1
+
+    def __call__(self, module: Any, arguments: Arguments) -> Tensor:
+        """See the module docstring."""
+        return arguments[self.name] >= arguments[self.tokens].shape[1] - self.prefix
+
+
+@dataclass(frozen=True)
+class Units:
+    """A mask (B, n) of units of several tokens each, units in row-major order.
+
+    Attributes:
+        name: of the argument.
+        shape: module -> (H, W) of a unit in tokens.
+        grid: module -> (H, W) of the grid in tokens.
+        masked: as in :class:`Argument`.
+    """
+
+    name: str
+    shape: Callable[[Any], Grid]
+    grid: Callable[[Any], Grid]
+    masked: bool = True
+
+    def __call__(self, module: Any, arguments: Arguments) -> Tensor | None:
+        """See the module docstring."""
+        units = Argument(self.name, self.masked)(module, arguments)
+        if units is None:
+            return None
+        (rows, columns), (height, width) = self.shape(module), self.grid(module)
+        units = units.view(-1, height // rows, width // columns)
+        return units.repeat_interleave(rows, 1).repeat_interleave(columns, 2).flatten(1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A mask that a method of the host makes while the declared method runs.
+
+    Attributes:
+        method: its name.
+        index: of the mask (B, L) in what it returns; None where it returns the mask alone.
+        masked: as in :class:`Argument`.
+    """
+
+    method: str
+    index: int | None = None
+    masked: bool = True
+
+    def __call__(self, module: Any, arguments: Arguments) -> None:
+        """Nothing yet: see :meth:`of`."""
+        return None
+
+    def of(self, returned: Any) -> Tensor:
+        """The mask in what the method returned."""
+        mask = returned if self.index is None else returned[self.index]
+        return mask.flatten(1).bool() == self.masked
