@@ -112,13 +112,15 @@ def sampling_by_size(images: int, device: torch.device, repeats: int) -> list[di
     return rows
 
 
-def share_of_step(config: str, images: int, device: torch.device, repeats: int) -> dict:
+def share_of_step(
+    config: str, images: int, device: torch.device, repeats: int, precision: str = 'fp32'
+) -> dict:
     """Milliseconds of a whole step with PR-MIM, and of its light stages at the same size."""
     model = build_variant(config, OURS).to(device)
     partial_state = partial_of(model)
     side, width = partial_state.grid[0], attachment_of(model).seams.width
     batch = config_batch(config, images, model)
-    timing = Timing(steps=max(repeats // 4, 3), warmup=1)
+    timing = Timing(steps=max(repeats // 4, 3), warmup=1, precision=precision)
     times = time_interleaved([training_step(model, batch, timing)], timing, device)[0]
     seconds = times.processor if _alone(device) else times.seconds
     step = statistics.median(seconds) * 1e3

@@ -16,24 +16,23 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from gpu_tables import entry_of, gpu_figures, gpu_largest, gpu_steps
+from result_files import MISSING, RESULTS, load, table
+
 from prmim_adapters.sweep.statistics import paired_difference
 
-RESULTS = Path(__file__).parent / 'results'
 EVIDENCE = Path(__file__).parents[1] / 'docs' / 'evidence'
 SAVINGS = Path(__file__).parents[1] / 'prmim_adapters' / 'accounting' / 'savings.json'
-MISSING = 'not measured'
 
 STEPS = [
     ('MAE ViT-B/16, CPU, fp32', 'step_mae_prmim_vitb_cpu_fp32_fused_b8'),
     ('MAE ViT-B/16, CPU, fp32', 'step_mae_prmim_vitb_cpu_fp32_fused_b16'),
     ('SimMIM ViT-B/16, CPU, fp32', 'step_simmim_prmim_vitb_cpu_fp32_fused_b4'),
     ('SimMIM ViT-B/16, CPU, fp32', 'step_simmim_prmim_vitb_cpu_fp32_fused_b8'),
-    ('MAE ViT-B/16, GPU, bf16', 'step_mae_prmim_vitb_cuda_bf16_fused_b512'),
-    (
-        'MAE ViT-B/16, GPU, bf16, explicit attention',
-        'step_mae_prmim_vitb_cuda_bf16_explicit_b512',
-    ),
-    ('SimMIM ViT-B/16, GPU, bf16', 'step_simmim_prmim_vitb_cuda_bf16_fused_b512'),
+    ('MAE ViT-B/16, GPU, bf16', 'gpu/mae'),
+    ('MAE ViT-B/16, GPU, bf16, explicit attention', 'gpu/mae_explicit'),
+    ('SimMIM ViT-B/16, GPU, bf16', 'gpu/simmim_vit'),
+    ('SimMIM Swin-B at 192, GPU, bf16', 'gpu/simmim_swin'),
 ]
 """Rows of the table of measured steps: title and result file."""
 
@@ -50,17 +49,6 @@ def main() -> None:
             path.write_text(text)
     print('\n'.join(wrong) or f'{len(made)} tables {"agree" if check else "written"}')
     sys.exit(bool(wrong))
-
-
-def load(name: str) -> Any:
-    """A result, or None where there is none."""
-    path = RESULTS / f'{name}.json'
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ['---'] * len(head), *rows]
-    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
 
 def costs() -> str:
@@ -117,10 +105,11 @@ def steps() -> str:
 def step_row(title: str, result: dict | None) -> list[str]:
     if result is None:
         return [title, *[MISSING] * 8]
-    by_label = {entry['label'].split(' ')[0]: entry for entry in result['measured']}
+    peer = [e['label'] for e in result['measured'] if e['label'].startswith('cross-attention')]
+    plain, ours, peer = 'plain partial 0.5', 'PR-MIM 0.5', (peer or [''])[0]
 
     def ratio(label: str, key: str) -> str:
-        entry = by_label.get(label, {})
+        entry = entry_of(result, label) or {}
         value, processor = entry.get(key), entry.get('processor_ratio')
         if value is None:
             return MISSING
@@ -138,15 +127,15 @@ def step_row(title: str, result: dict | None) -> list[str]:
         title,
         str(result['settings']['batch_size']),
         f'{result["measured"][0]["median_seconds"] * 1e3:.0f}',
-        *(ratio(label, 'time_ratio') for label in ('plain', 'PR-MIM', 'cross-attention')),
-        *(ratio(label, 'memory_ratio') for label in ('plain', 'PR-MIM')),
+        *(ratio(label, 'time_ratio') for label in (plain, ours, peer)),
+        *(ratio(label, 'memory_ratio') for label in (plain, ours)),
         f'{where["device"]}' + (f', {where["threads"]} threads' if on_cpu else ''),
     ]
 
 
 def light_stages() -> str:
     """Measured: the light stages of one step at MAE ViT-B/16's decoder size."""
-    found = [load(f'light_stages_{device}') for device in ('cpu', 'cuda')]
+    found = [load(name) for name in ('light_stages_cpu', 'gpu/light')]
     names = [key for key in (found[0] or {'stages': {}})['stages'] if _is_stage(key)]
     rows = [
         [name, *(MISSING if f is None else f'{f["stages"][name]:.2f}' for f in found)]
@@ -176,7 +165,7 @@ def sampling() -> str:
     head = ['images', 'grid', 'masked', 'kept', 'ms, CPU', 'ms, CPU, step by step', 'ms, GPU']
     on_gpu = {
         (row['images'], row['tokens'], row['kept']): f'{row["ms"]:.2f}'
-        for row in (load('light_stages_cuda') or {'sampling_by_size': []})['sampling_by_size']
+        for row in (load('gpu/light') or {'sampling_by_size': []})['sampling_by_size']
     }
     rows = [
         [
@@ -319,6 +308,9 @@ def accuracies(folder: Path) -> Accuracies:
 TABLES: dict[str, Callable[[], str]] = {
     'costs': costs,
     'steps': steps,
+    'gpu_figures': gpu_figures,
+    'gpu_steps': gpu_steps,
+    'gpu_largest': gpu_largest,
     'light_stages': light_stages,
     'sampling': sampling,
     'ibot_ragged': ibot_ragged,

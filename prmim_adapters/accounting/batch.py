@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.seeding import seeded
 from ..openmmlab.models import (
@@ -69,6 +69,20 @@ def make_batch(
         pipeline, channels = _compose(steps), input_channels(model)
         samples = [_made(pipeline, _raw_sample(i, channels)) for i in range(batch_size)]
         return model.data_preprocessor(default_collate(samples), True)
+
+
+def repeated(batch: Batch, batch_size: int) -> Batch:
+    """A batch of ``batch_size`` images: those of ``batch`` over and over, on the same device.
+
+    Measurements need large batches, not different images; making those takes longer than a step.
+    """
+    inputs, samples = batch['inputs'], batch['data_samples']
+    first = inputs if isinstance(inputs, Tensor) else inputs[0]
+    index = torch.arange(batch_size, device=first.device) % len(first)
+    inputs = inputs[index] if isinstance(inputs, Tensor) else [view[index] for view in inputs]
+    if samples is not None:
+        samples = [samples[i % len(first)] for i in range(batch_size)]
+    return {'inputs': inputs, 'data_samples': samples}
 
 
 def _from_model(model: nn.Module, batch_size: int, seed: int) -> Batch:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..core.seeding import seeded
 from ..openmmlab.models import load_config, own_ratio
-from .batch import make_batch
+from .batch import make_batch, repeated
 from .environment import environment
 from .loss_path import Batch
 from .peak import PeakMemory, peak_memory
@@ -25,6 +25,10 @@ from .variants import FRAMEWORK, OURS, PLAIN, build_variant
 
 MOST_COMPILED = 8
 """Models that one compiled function is specialised for; torch's default recompile limit."""
+
+
+MOST_DISTINCT = 64
+"""Different images in a batch; sixty-four masks of random size average well."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +171,12 @@ def config_subjects(config: str, ratios: Sequence[float] = ()) -> list[Subject]:
 
 
 def config_batch(config: str, batch_size: int, model: nn.Module) -> Batch:
-    """A random batch of the config for the model, on its device."""
-    return make_batch(load_config(config), model, batch_size=batch_size)
+    """A random batch of the config for the model, on its device.
+
+    Beyond ``MOST_DISTINCT`` images they repeat: what a step costs does not depend on them.
+    """
+    batch = make_batch(load_config(config), model, batch_size=min(batch_size, MOST_DISTINCT))
+    return repeated(batch, batch_size)
 
 
 def measure(
@@ -178,7 +186,7 @@ def measure(
     settings: Settings,
     optimizer: dict | None = None,
 ) -> BenchReport:
-    """Time all subjects interleaved, then measure each one's memory in a process of its own.
+    """Time all subjects interleaved, then measure each one's memory by itself.
 
     Args:
         name: title of the report.
@@ -200,20 +208,28 @@ def measure(
         times, where = _time(0, *arguments)
     else:
         times, where = _time_distributed(*arguments)
-    peaks: list[PeakMemory | None] = [None] * len(subjects)
-    if settings.memory:
-        gc.collect()
-        gc.collect()
-        torch.cuda.empty_cache()  # what the timed models held is for the processes to come
-        peaks = [
-            peak_memory(s.build, batch, settings.timing, settings.kind, optimizer, settings.threads)
-            for s in subjects
-        ]
-    measured = [
-        Measured(subject.label, seconds, peak)
-        for subject, seconds, peak in zip(subjects, times, peaks, strict=True)
+    measured = [Measured(s.label, seconds) for s, seconds in zip(subjects, times, strict=True)]
+    report = BenchReport(name, settings, where, measured)
+    return with_peaks(report, subjects, batch, optimizer) if settings.memory else report
+
+
+def with_peaks(
+    report: BenchReport,
+    subjects: Sequence[Subject],
+    batch: Callable[[nn.Module], Batch],
+    optimizer: dict | None = None,
+) -> BenchReport:
+    """The report of the same subjects with each one's peak memory."""
+    settings = report.settings
+    gc.collect()
+    gc.collect()
+    torch.cuda.empty_cache()  # what the timed models held is for those to come
+    peaks = [
+        peak_memory(s.build, batch, settings.timing, settings.kind, optimizer, settings.threads)
+        for s in subjects
     ]
-    return BenchReport(name, settings, where, measured)
+    measured = [replace(m, memory=peak) for m, peak in zip(report.measured, peaks, strict=True)]
+    return replace(report, measured=measured)
 
 
 def data_seconds(config: str, batch_size: int, batches: int = 10) -> float:

@@ -17,6 +17,10 @@ _PACKAGES = (
     *('torch', 'torchvision', 'mmengine', 'mmpretrain', 'onedl-mmengine', 'onedl-mmpretrain'),
     *('timm', 'triton'),
 )
+GPU_FIELDS = (
+    *('driver_version', 'clocks.sm', 'clocks.max.sm', 'clocks.mem', 'temperature.gpu'),
+    *('power.draw', 'power.limit', 'clocks_event_reasons.active'),
+)
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
@@ -36,6 +40,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         cuda=torch.version.cuda if cuda else None,
+        driver=gpu_state('driver_version').get('driver_version') if cuda else None,
         packages=_versions(),
         commit=_commit(),
     )
@@ -73,3 +78,19 @@ def _commit() -> str | None:
         return commit + ('+' if git('status', '--porcelain', '--untracked-files=no', '.') else '')
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def gpu_state(*fields: str) -> dict[str, str]:
+    """What nvidia-smi says of the first visible GPU; nothing where it cannot be asked.
+
+    Args:
+        fields: names of ``nvidia-smi --query-gpu``; ``GPU_FIELDS`` by default.
+    """
+    fields = fields or GPU_FIELDS
+    command = ['nvidia-smi', f'--query-gpu={",".join(fields)}', '--format=csv,noheader']
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        values = done.stdout.splitlines()[0].split(',')
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return {}
+    return dict(zip(fields, (value.strip() for value in values), strict=False))

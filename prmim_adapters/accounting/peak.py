@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of training steps, each model in a process of its own."""
+"""Peak memory of training steps, of each model by itself.
+
+On CUDA the allocator's statistics can be reset, so one model after the other runs in this process.
+A resident set only grows, so on the CPU each model has a process of its own.
+"""
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import resource
 from collections.abc import Callable
@@ -19,7 +24,7 @@ from .throughput import Timing, training_step
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Bytes of one process that runs steps of one model; None where the device has no such number.
+    """Bytes of steps of one model; None where the device has no such number.
 
     Attributes:
         allocated: peak of torch's allocator on CUDA, ``reserved`` what it took from the driver.
@@ -52,7 +57,7 @@ def peak_memory(
     optimizer: dict | None = None,
     threads: int | None = None,
 ) -> PeakMemory:
-    """Run three steps in a fresh process.
+    """Run three steps; on the CPU in a fresh process.
 
     Args:
         build: makes the model, on the CPU; picklable, as are the others.
@@ -65,9 +70,11 @@ def peak_memory(
     Raises:
         RuntimeError: the process failed, with its error.
     """
+    if torch.device(device).type == 'cuda':
+        return _measure_cuda(build, make_batch, timing, torch.device(device), optimizer)
     context = multiprocessing.get_context('spawn')
     receiver, sender = context.Pipe(duplex=False)
-    arguments = (sender, build, make_batch, timing, device, optimizer, threads)
+    arguments = (sender, build, make_batch, timing, optimizer, threads)
     process = context.Process(target=_report, args=arguments)
     process.start()
     sender.close()
@@ -88,28 +95,44 @@ def _report(sender: multiprocessing.connection.Connection, *arguments: object) -
         sender.send(f'{type(error).__name__}: {error}')
 
 
+def _measure_cuda(
+    build: Callable[[], nn.Module],
+    make_batch: Callable[[nn.Module], Batch],
+    timing: Timing,
+    device: torch.device,
+    optimizer: dict | None,
+) -> PeakMemory:
+    """Above what this process holds already, which should be little."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    model = build().to(device)
+    step = training_step(model, make_batch(model), timing, optimizer)
+    for _ in range(3):  # the optimizer's state appears in the first
+        step()
+    torch.cuda.synchronize(device)
+    return PeakMemory(
+        allocated=torch.cuda.max_memory_allocated(device) - allocated,
+        reserved=torch.cuda.max_memory_reserved(device) - reserved,
+    )
+
+
 def _measure(
     build: Callable[[], nn.Module],
     make_batch: Callable[[nn.Module], Batch],
     timing: Timing,
-    device: str,
     optimizer: dict | None,
     threads: int | None,
 ) -> PeakMemory:
     if threads:
         torch.set_num_threads(threads)
-    model = build().to(device)
+    model = build()
     batch = make_batch(model)
     step = training_step(model, batch, timing, optimizer)
     before = _resident('VmRSS')
     for _ in range(3):  # the optimizer's state appears in the first
         step()
-    if torch.device(device).type == 'cuda':
-        torch.cuda.synchronize(device)
-        return PeakMemory(
-            allocated=torch.cuda.max_memory_allocated(device),
-            reserved=torch.cuda.max_memory_reserved(device),
-        )
     peak = _resident('VmHWM')
     images = len(batch['data_samples'] or batch['inputs'])
     saved = round(activation_bytes(model, batch, timing.attention) * images)  # type: ignore[arg-type]

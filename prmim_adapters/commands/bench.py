@@ -31,6 +31,14 @@ from ._output import check_output
 )  # fmt: skip
 @click.option('--memory/--no-memory', default=True, help='Measure peak memory.')
 @click.option('--data', is_flag=True, help="Also time the config's data loader; needs its files.")
+@click.option(
+    '--largest-batch', is_flag=True,
+    help='Look for the largest batch that fits, in multiples of --batch-size, instead.',
+)  # fmt: skip
+@click.option(
+    '--memory-limit', type=click.FloatRange(min=0, min_open=True), metavar='GB',
+    help='For --largest-batch: 1e9 bytes that may be used; on the CPU needed, and counted against.',
+)  # fmt: skip
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON instead of a markdown table.')
 @click.option('--out', type=click.Path(dir_okay=False), help='Also write the JSON to this file.')
 def bench(
@@ -47,37 +55,44 @@ def bench(
     processes: int,
     memory: bool,
     data: bool,
+    largest_batch: bool,
+    memory_limit: float | None,
     as_json: bool,
     out: str | None,
 ) -> None:
     """Time training steps of the framework, plain partial reconstruction and PR-MIM, interleaved.
 
     Every round runs one step (forward, backward, optimizer) of each on a fixed random batch;
-    medians over --steps rounds after --warmup, ratios within rounds. Peak memory is that of a
-    process of its own. CONFIG as in `prmim cost`.
+    medians over --steps rounds after --warmup, ratios within rounds. Peak memory is that of each
+    model by itself. CONFIG as in `prmim cost`.
     """
     from dataclasses import replace
 
     from ..accounting import bench as measuring
+    from ..accounting.largest import LargestReport, largest_batches
     from ..accounting.throughput import Timing
     from ..errors import shown_without_traceback
     from ..openmmlab.models import load_config
 
     if out:
         check_output(out, [config])
+    if memory_limit and not largest_batch:
+        raise click.UsageError('--memory-limit is for --largest-batch')
     timing = Timing(steps, warmup, precision, compiled, attention)
     settings = measuring.Settings(batch_size, device, timing, threads, processes, memory)
     with shown_without_traceback():
         optimizer = load_config(config).get('optim_wrapper', {}).get('optimizer')
-        loading = measuring.data_seconds(config, batch_size) if data else None
-        report = measuring.measure(
-            Path(config).stem,
-            measuring.config_subjects(config, ratios),
-            partial(measuring.config_batch, config, batch_size),
-            settings,
-            optimizer and optimizer.to_dict(),
-        )
-        report = replace(report, data_seconds=loading)
+        optimizer = optimizer and optimizer.to_dict()
+        name, subjects = Path(config).stem, measuring.config_subjects(config, ratios)
+        batch = partial(measuring.config_batch, config, batch_size)
+        report: measuring.BenchReport | LargestReport
+        if largest_batch:
+            limit = memory_limit and memory_limit * 1e9
+            report = largest_batches(name, subjects, batch, settings, optimizer, limit)
+        else:
+            loading = measuring.data_seconds(config, batch_size) if data else None
+            report = measuring.measure(name, subjects, batch, settings, optimizer)
+            report = replace(report, data_seconds=loading)
     text = json.dumps(report.to_dict(), indent=2)
     click.echo(text if as_json else report.markdown())
     if out:

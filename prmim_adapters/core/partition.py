@@ -148,12 +148,16 @@ def partition_ragged(
     images: dict[tuple[int, int], list[int]] = {}
     for image, pair in enumerate(zip(*counts, strict=True)):
         images.setdefault(pair, []).append(image)
+    sizes, members = zip(*sorted(images.items()), strict=True)
+    # One copy to the device and one gather for all groups: each would wait for the device.
+    index = torch.tensor([image for group in members for image in group], device=mask.device)
+    lengths = [len(group) for group in members]
     groups = []
-    for (masked, keeping), members in sorted(images.items()):
-        index = torch.tensor(members, device=mask.device)
-        sizes = [mask.shape[1] - masked, keeping, masked - keeping]
-        visible, kept_index, thrown = order[index].split(sizes, dim=1)
-        groups.append((index, TokenPartition(visible, kept_index, thrown, grid)))
+    for (masked, keeping), group, rows in zip(
+        sizes, index.split(lengths), order[index].split(lengths), strict=True
+    ):
+        parts = rows.split([mask.shape[1] - masked, keeping, masked - keeping], dim=1)
+        groups.append((group, TokenPartition(*parts, grid)))
     return RaggedPartition(tuple(groups))
 
 
@@ -182,8 +186,7 @@ def count_masked(mask: Tensor) -> int:
     Raises:
         ValueError: the images differ in it.
     """
-    counts = mask.sum(dim=1)
-    low, high = int(counts.min()), int(counts.max())
+    low, high = torch.stack(mask.sum(dim=1).aminmax()).tolist()  # one wait for the device
     if low != high:
         raise ValueError(
             f'images of one batch have between {low} and {high} masked tokens: this framework '

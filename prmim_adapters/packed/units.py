@@ -116,30 +116,30 @@ def active_units(active: Tensor) -> Tensor:
         ValueError: images of the batch differ in their number of active units.
     """
     flat = active.flatten(1)
-    counts = flat.sum(dim=1)
-    fewest, most = int(counts.min()), int(counts.max())
+    fewest, most = torch.stack(flat.sum(dim=1).aminmax()).tolist()  # one wait for the device
     if fewest != most:
         raise ValueError(
             f'packed execution needs equally many active units in every image, found {fewest} to '
             f'{most} of {flat.shape[1]}: mask as many in each, or compute densely where the encoder '
             "has the option, execution='dense'"
         )
-    return flat.nonzero()[:, 1].view(len(flat), -1)
+    return flat.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :fewest]
 
 
-def unit_mask(mask: Tensor, grid: Grid) -> Tensor:
+def unit_mask(mask: Tensor, grid: Grid, check: bool = True) -> Tensor:
     """(B, L) bool, the mask of every token or unit of the grid.
 
     Args:
         mask: (B, h, w), 1 = masked, h and w multiples of the grid's height and width.
         grid: (H, W).
+        check: look at the mask, which waits for the device; not needed a second time.
 
     Raises:
         ValueError: the mask changes inside a unit.
     """
     parts = Units.all(len(mask), grid, mask.device).cut(mask[:, None]).flatten(1)
     # a compiled graph cannot raise; the eager batch before it has been looked at
-    if not torch.compiler.is_compiling() and (parts != parts[:, :1]).any():
+    if check and not torch.compiler.is_compiling() and (parts != parts[:, :1]).any():
         raise ValueError(
             f'the {mask.shape[1]}x{mask.shape[2]} mask is not constant inside the '
             f'{grid[0]}x{grid[1]} units that are thrown as a whole: set mask_patch_size of the '

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,13 +70,13 @@ def test_tables_agree_with_results():
 
 def test_tables_that_do_not_agree_are_found(tmp_path):
     copy = tmp_path / 'benchmarks'
-    (copy / 'results').mkdir(parents=True)
+    shutil.copytree(ROOT / 'benchmarks', copy, ignore=shutil.ignore_patterns('results'))
+    (copy / 'results').mkdir()
     (tmp_path / 'prmim_adapters' / 'accounting').mkdir(parents=True)
     script = copy / 'tables.py'
-    script.write_text((ROOT / 'benchmarks' / 'tables.py').read_text())
     subprocess.run([sys.executable, str(script)], check=True, capture_output=True)
     table = copy / 'results' / 'steps.md'
-    assert table.read_text().count('not measured') == 7 * 8
+    assert table.read_text().count('not measured') == 8 * 8
     table.write_text(table.read_text().replace('not measured', '0.5', 1))
     result = subprocess.run(
         [sys.executable, str(script), '--check'], capture_output=True, text=True

@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 from mmengine.logging import MessageHub
 from mmengine.model import MMDistributedDataParallel
+from mmpretrain.models.utils import CosineEMA
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from mmpretrain.utils import register_all_modules
 from torch.multiprocessing import start_processes
 
-from prmim_adapters.frameworks.ibot.algorithm import _Network
+from prmim_adapters.frameworks.ibot.algorithm import TeacherEMA, _Network
 
 register_all_modules()
 
@@ -252,6 +253,31 @@ def test_teacher_is_the_moving_average_with_a_cosine_momentum(max_iters):
     for name, value in average.items():
         torch.testing.assert_close(teacher[name].double(), value, rtol=1e-6, atol=1e-6)
     assert any((teacher[k].double() - student[k]).abs().max() > 1e-4 for k in teacher)
+
+
+@pytest.mark.parametrize('interval', [1, 2])
+def test_teacher_moves_as_upstreams_moving_average(interval):
+    """Parameters and buffers, with steps counted by others in between: a checkpoint, an assignment."""
+    torch.manual_seed(0)
+    student = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    ours, upstream = (cls(student, 0.1, 0.02, interval) for cls in (TeacherEMA, CosineEMA))
+    hub = MessageHub.get_current_instance()
+    hub.update_info('max_iters', 9)
+    for step in range(8):
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        student(torch.randn(5, 3))
+        for average in (ours, upstream):
+            average.update_parameters(student)
+            if step == 2:
+                average.steps += 1
+            if step == 5:
+                average.load_state_dict({**average.state_dict(), 'steps': torch.tensor(3)})
+        assert ours.steps == upstream.steps == ours.steps_done()
+        for key, value in upstream.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-6, atol=1e-6)
+    hub.update_info('max_iters', None)
 
 
 def test_teacher_starts_as_the_student():

@@ -37,7 +37,7 @@ class PRIBOTViT(IBOTViT):
     def encode_masked(self, x: Tensor, mask: Tensor) -> MaskedTokens:
         """Images (N, 3, H, W), mask (N, L) bool, True = masked."""
         groups = self.partial(mask)
-        share = mask.new_tensor(groups.num_thrown / mask.numel(), dtype=torch.float32)
+        share = mask.new_full((), groups.num_thrown / mask.numel(), dtype=torch.float32)
         if not groups.num_thrown:
             whole = super().encode_masked(x, mask)
             cls = whole.cls + self.partial.unused()

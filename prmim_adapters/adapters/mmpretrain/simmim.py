@@ -102,7 +102,7 @@ class PRSimMIMHead(SimMIMHead):
         partition = self.partial.take(len(pred))
         patches = Units(self.partial.supervised(partition), grid).cut(target)
         patches = patches.unflatten(0, (len(target), -1)).transpose(1, 2).flatten(2, 3)
-        weights = self.partial.loss_mask(unit_mask(mask, grid), partition)
+        weights = self.partial.loss_mask(unit_mask(mask, grid, check=False), partition)
         weights = self.partial.at_supervised(weights, partition).repeat_interleave(side, dim=1)
         return super().loss(pred, patches, weights[..., None].expand(-1, -1, side))
 

@@ -11,6 +11,7 @@ Departures from the original training script, all without effect on the definiti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -41,14 +42,47 @@ class _Network(nn.Module):
 
 
 class TeacherEMA(CosineEMA):
-    """``CosineEMA`` that keeps its first momentum where no Runner says how long training is."""
+    """``CosineEMA`` that updates all parameters at once and never waits for the device.
 
-    def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: int) -> None:
-        """Update one parameter of the teacher in place."""
-        if MessageHub.get_current_instance().get_info('max_iters') is None:
-            averaged_param.lerp_(source_param, self.momentum)
-        else:
-            super().avg_func(averaged_param, source_param, steps)
+    Upstream reads the number of steps from the device for every parameter. Where no Runner says how
+    long training is, the first momentum stays.
+    """
+
+    _known: tuple[Tensor, int, int] | None = None  # the buffer, its version, the number in it
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the teacher's parameters towards those of ``model``, in place; copy its buffers."""
+        steps = self.steps_done()
+        own = dict(model.named_parameters())
+        averaged = list(self.avg_parameters.values())
+        source = [own[name].detach() for name in self.avg_parameters]
+        if steps == 0:
+            torch._foreach_copy_(averaged, source)
+        elif steps % self.interval == 0:
+            momentum = self.momentum_at(steps)
+            torch._foreach_mul_(averaged, 1 - momentum)
+            torch._foreach_add_(averaged, source, alpha=momentum)
+        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            ours.copy_(theirs)
+        self.steps += 1
+        self._known = (self.steps, self.steps._version, steps + 1)
+
+    def momentum_at(self, steps: int) -> float:
+        """Share of the student in the update after so many steps."""
+        max_iters = MessageHub.get_current_instance().get_info('max_iters')
+        if max_iters is None:
+            return self.momentum
+        cosine = (math.cos(math.pi * steps / max_iters) + 1) / 2
+        return self.end_momentum - (self.end_momentum - self.momentum) * cosine
+
+    def steps_done(self) -> int:
+        """The number in the buffer ``steps``, read from the device only if others wrote it."""
+        if self._known is not None:
+            buffer, version, steps = self._known
+            if buffer is self.steps and version == buffer._version:
+                return steps
+        return int(self.steps)
 
 
 @MODELS.register_module()
@@ -99,7 +133,7 @@ class IBOT(BaseSelfSupervisor):
     def init_weights(self) -> None:
         """As usual; the teacher starts as the student, which its first update makes it anyway."""
         super().init_weights()
-        if self.teacher.steps == 0:
+        if self.teacher.steps_done() == 0:
             self.teacher.update_parameters(_Network(self.backbone, self.neck))
             self.teacher.steps.zero_()
 
