@@ -122,7 +122,7 @@ def step_row(title: str, result: dict | None) -> list[str]:
         return f'{value:.3f}{beside}'
 
     where, on_cpu = result['environment'], result['settings']['device'] == 'cpu'
-    on_cpu = on_cpu or 'cuda' not in where
+    on_cpu = on_cpu or not where.get('cuda')
     return [
         title,
         str(result['settings']['batch_size']),

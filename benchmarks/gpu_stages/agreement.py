@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from prmim_adapters.accounting.bench import config_batch
 from prmim_adapters.accounting.loss_path import Batch, LossPath
 from prmim_adapters.accounting.variants import FRAMEWORK, OURS, build_variant
+from prmim_adapters.adapters import partial_of
 from prmim_adapters.openmmlab.compat import make_compilable
 
 from .context import Context
@@ -201,6 +202,7 @@ def _compile(context: Context, name: str, backend: str) -> dict[str, Any]:
     with torch._inductor.config.patch(fallback_random=True):
         for function in (path, compiled):
             torch.manual_seed(1)
+            partial_of(model).randomness.seed(1)
             loss = function(*views)
             loss.backward()
             losses.append(loss.detach())

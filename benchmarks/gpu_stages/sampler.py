@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from prmim_adapters.core import sampling
+from prmim_adapters.core.randomness import BITS
 from prmim_adapters.core.sampling import squared_distance_to
 
 from .context import Context
 
 GRIDS = ((14, 14), (8, 8), (7, 9), (1, 17), (24, 24), (32, 32), (112, 14), (64, 64))
 IMAGES = (1, 3, 64, 512)
-NOISE_LEVELS = (1, 3, 1 << sampling._NOISE_BITS)
+NOISE_LEVELS = (1, 3, 1 << BITS)
 """With one level of noise every choice among equally far tokens is a tie."""
 
 
@@ -39,7 +40,7 @@ def compare(context: Context) -> dict[str, Any]:
         expected = sampling._reference(*case, list(grid), int(count.max()))
         nearest = squared_distance_to(start, grid)
         try:
-            actual = farthest(mask, nearest, count, noise, grid[1], sampling._NOISE_BITS)
+            actual = farthest(mask, nearest, count, noise, grid[1], BITS)
         except Exception as error:
             if context.dry and type(error).__name__ == 'InterpreterError':
                 return {'cases': 0, 'note': f"no kernel to compare: Triton's interpreter: {error}"}

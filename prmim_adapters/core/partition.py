@@ -156,8 +156,9 @@ def partition_ragged(
     for (masked, keeping), group, rows in zip(
         sizes, index.split(lengths), order[index].split(lengths), strict=True
     ):
-        parts = rows.split([mask.shape[1] - masked, keeping, masked - keeping], dim=1)
-        groups.append((group, TokenPartition(*parts, grid)))
+        parts = [mask.shape[1] - masked, keeping, masked - keeping]
+        visible, kept_index, thrown = rows.split(parts, dim=1)
+        groups.append((group, TokenPartition(visible, kept_index, thrown, grid)))
     return RaggedPartition(tuple(groups))
 
 

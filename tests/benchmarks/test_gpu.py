@@ -30,7 +30,7 @@ def test_every_stage_leaves_its_own_record(dry_run):
         assert (data['status'], data['dry'], data['title']) == ('done', True, stage.title)
         assert data['result']
         assert data['environment']['commit'] == 'abc'
-        assert data['environment']['torch']
+        assert data['environment']['packages']['torch']
         assert data['seconds'] > 0
     summary = read(out, 'run')
     assert list(summary['stages']) == [stage.name for stage in (CALIBRATION, *STAGES)]

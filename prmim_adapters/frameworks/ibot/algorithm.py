@@ -63,8 +63,9 @@ class TeacherEMA(CosineEMA):
             momentum = self.momentum_at(steps)
             torch._foreach_mul_(averaged, 1 - momentum)
             torch._foreach_add_(averaged, source, alpha=momentum)
-        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
-            ours.copy_(theirs)
+        buffers = dict(model.named_buffers())  # the student may have more: its sampler's counter
+        for name, ours in self.module.named_buffers():
+            ours.copy_(buffers[name])
         self.steps += 1
         self._known = (self.steps, self.steps._version, steps + 1)
 
