@@ -48,7 +48,7 @@ def test_mae_vitb_by_hand(upstream_config):
 def test_a_framework_of_your_own_has_no_formula(small_mae, monkeypatch):
     from prmim_adapters.accounting import closed_form
 
-    monkeypatch.delitem(closed_form.FORMULAS, 'MAEAdapter')
+    monkeypatch.delitem(closed_form.FORMULAS, 'mmpretrain.models.selfsup.mae.MAE')
     model = prmim.attach(small_mae(), 0.5)
     assert predicted_saving(model, make_batch(model)) is None
 
