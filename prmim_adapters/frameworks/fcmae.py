@@ -4,7 +4,8 @@
 mmpretrain has ConvNeXt V2 as a classifier and inside SparK, but not its own pre-training. The
 original [1] needs MinkowskiEngine; here the encoder is mmpretrain's sparse ConvNeXt, dense-masked
 or packed (see ``packed_convnext.py``), and mmpretrain's ConvNeXt fine-tunes the checkpoint, whose
-keys under ``backbone.`` are its own. The head is mmpretrain's ``MAEPretrainHead`` with
+keys under ``backbone.`` are its own. The head is mmpretrain's ``MAEPretrainHead``, or for images
+that are not square :class:`FCMAEPretrainHead`, with
 ``patch_size=32`` and ``norm_pix=True``.
 
 Two choices differ from the original's code. Weights start from a truncated normal of 0.02, as in
@@ -23,12 +24,14 @@ from typing import Any
 import torch
 from mmengine.model import BaseModule
 from mmpretrain.models.backbones.convnext import ConvNeXtBlock
+from mmpretrain.models.heads import MAEPretrainHead
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from mmpretrain.models.utils import SparseHelper, to_2tuple
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from ..core.options import check_number
 from ..packed.units import active_units
 from .packed_convnext import PackedSparseConvNeXt
 
@@ -55,7 +58,8 @@ class FCMAEConvNeXt(PackedSparseConvNeXt):
         **kwargs: Those of ``SparseConvNeXt``.
 
     Raises:
-        ValueError: A side of the images is not a multiple of the 32-pixel unit.
+        ValueError: A side of the images is not a multiple of the 32-pixel unit, or all units are
+            visible or masked.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class FCMAEConvNeXt(PackedSparseConvNeXt):
             **kwargs,
         )
         self.img_size = to_2tuple(img_size)
-        self.mask_ratio = mask_ratio
+        self.mask_ratio = check_number('mask_ratio', mask_ratio, 0, 1)
         stem = self.downsample_layers[0][0].kernel_size[0]
         self.unit_size = stem * 2 ** (self.num_stages - 1)
         if any(side % self.unit_size for side in self.img_size):
@@ -89,6 +93,11 @@ class FCMAEConvNeXt(PackedSparseConvNeXt):
                 f'{self.unit_size} pixels'
             )
         self.grid = tuple(side // self.unit_size for side in self.img_size)
+        if not 0 < self.num_visible < self.grid[0] * self.grid[1]:
+            raise ValueError(
+                f'mask_ratio={mask_ratio} leaves {self.num_visible} of {self.grid[0]} x '
+                f'{self.grid[1]} units visible: at least one must be visible, and one masked'
+            )
         if execution == 'dense' and self.grid[0] != self.grid[1]:
             raise ValueError(
                 f"mmpretrain's masked convolutions take square images only, not {self.img_size}; "
@@ -205,9 +214,46 @@ class FCMAEPretrainDecoder(BaseModule):
         return self.pred(self.decoder(x)).flatten(2).transpose(1, 2)
 
 
+_SQUARE_PATCHIFY = MAEPretrainHead.patchify
+
+
+@MODELS.register_module()
+class FCMAEPretrainHead(MAEPretrainHead):
+    """mmpretrain's head for images that need not be square; its arguments and results are the same."""
+
+    def patchify(self, imgs: Tensor) -> Tensor:
+        """Split images into units.
+
+        Args:
+            imgs (Tensor): Images (B, C, H, W), both sides multiples of ``patch_size`` = p.
+
+        Returns:
+            Tensor: (B, L, p * p * C), rows of units one after the other.
+        """
+        side = self.patch_size
+        units = imgs.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # B, C, h, p, w, q
+        return units.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
 @MODELS.register_module()
 class FCMAE(BaseSelfSupervisor):
-    """Fully convolutional masked autoencoder."""
+    """Fully convolutional masked autoencoder.
+
+    Args:
+        **kwargs (Any): Those of ``BaseSelfSupervisor``.
+
+    Raises:
+        ValueError: Images that are not square, with a head that takes squares only.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        height, width = self.backbone.img_size
+        if height != width and getattr(type(self.head), 'patchify', None) is _SQUARE_PATCHIFY:
+            raise ValueError(
+                f'backbone.img_size={(height, width)} is not square, and {type(self.head).__name__} '
+                "takes square images only: set head.type='FCMAEPretrainHead'"
+            )
 
     def extract_feat(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Features of whole images (B, 3, H, W): the maps of the encoder's ``out_indices``."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import PartialReconstruction
+from ..core.options import check_whole
 
 
 def random_states(model: nn.Module) -> dict[str, Any]:
@@ -32,11 +33,17 @@ def random_states(model: nn.Module) -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any], model: nn.Module) -> None:
-    """Go back to what :func:`random_states` returned."""
-    key, *rest = states['numpy']
+    """Go back to what :func:`random_states` returned.
+
+    Raises:
+        TypeError, ValueError: numpy's place among its words is none. numpy does not look, and would
+            read beyond them; torch and Python refuse states that are none by themselves.
+    """
+    key, place, *rest = states['numpy']
+    check_whole("the place in numpy's random state in the checkpoint", place, 0, key.numel())
     version, words, gauss = states['python']
     torch.set_rng_state(states['torch'].cpu())
-    np.random.set_state(('MT19937', key.cpu().numpy().astype(np.uint32), *rest))
+    np.random.set_state(('MT19937', key.cpu().numpy().astype(np.uint32), place, *rest))
     random.setstate((version, tuple(words.tolist()), gauss))
     if 'cuda' in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states['cuda'].cpu())

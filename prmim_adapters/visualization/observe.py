@@ -151,7 +151,10 @@ def _predicted_pixels(
         patches = head.patchify(inputs)
         mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
         dense = dense * (variance + 1e-6) ** 0.5 + mean
-    return head.unpatchify(dense)
+    height, width = partition.grid
+    side = inputs.shape[-1] // width
+    units = dense.unflatten(2, (side, side, -1)).unflatten(1, (height, width))  # B, h, w, p, q, C
+    return units.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def _composed(images: Tensor, predicted: Tensor, roles: Tensor, unknown: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from prmim_adapters.frameworks.fcmae import masked_units
 from prmim_adapters.testing import recorded_partitions
 
 
-def build(arch=None, embed_dim=32, width=16, img_size=160, execution='packed', depth=2):
+def build(arch=None, embed_dim=32, width=16, img_size=160, execution='packed', depth=2, **others):
     torch.manual_seed(0)
     model = MODELS.build(
         {
@@ -33,7 +33,7 @@ def build(arch=None, embed_dim=32, width=16, img_size=160, execution='packed', d
                 'decoder_depth': depth,
             },
             'head': {
-                'type': 'MAEPretrainHead',
+                'type': others.get('head', 'MAEPretrainHead'),
                 'norm_pix': True,
                 'patch_size': 32,
                 'loss': {'type': 'PixelReconstructionLoss', 'criterion': 'L2'},
@@ -103,11 +103,23 @@ def test_works_with_either_execution_alike():
     assert_close(*losses, rtol=1e-5, atol=0)
 
 
-def test_non_square_images_reach_the_decoder():
-    model = prmim.attach(build(img_size=(64, 160)), throw_ratio=0.3)
-    latent, mask, visible = model.backbone(torch.randn(2, 3, 64, 160))
-    assert torch.equal(mask, masked_units(visible, 10))
-    assert model.neck(latent, visible).shape == (2, 6, 3072)
+@pytest.mark.parametrize('ratio', [0.0, 0.3])
+def test_images_that_are_not_square(ratio):
+    """At ratio 0 the framework's loss; the decoder predicts units where they are."""
+    images = torch.randn(2, 3, 64, 160)
+    framework = build(img_size=(64, 160), head='FCMAEPretrainHead')
+    ours = prmim.attach(build(img_size=(64, 160), head='FCMAEPretrainHead'), throw_ratio=ratio)
+    losses = []
+    for model in (framework, ours):
+        torch.manual_seed(3)
+        losses.append(model.loss(images, None)['loss'])
+    losses[1].backward()
+    if ratio == 0:
+        assert_close(*losses)
+    else:
+        latent, mask, visible = ours.backbone(images)
+        assert torch.equal(mask, masked_units(visible, 10))
+        assert ours.neck(latent, visible).shape == (2, 6, 3072)
 
 
 def test_ratio_is_checked_against_the_mask_that_the_model_draws():
