@@ -13,15 +13,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
+import evidence_tables
 from gpu_tables import entry_of, gpu_figures, gpu_largest, gpu_steps
 from result_files import MISSING, RESULTS, load, table
 
-from prmim_adapters.sweep.statistics import paired_difference
-
-EVIDENCE = Path(__file__).parents[1] / 'docs' / 'evidence'
 SAVINGS = Path(__file__).parents[1] / 'prmim_adapters' / 'accounting' / 'savings.json'
 
 STEPS = [
@@ -227,84 +224,6 @@ def ibot_cifar10() -> str:
     return table(head, rows or [[MISSING] * len(head)])
 
 
-STUDIES = {'first study': 'cifar10_mae_cpu', 'fresh seeds': 'cifar10_mae_cpu_finetune'}
-"""Two sweeps of the same runs on different seeds: column to folder in docs/evidence."""
-
-Accuracies = dict[str, dict[str, dict[int, float]]]
-"""Arm to metric to seed to accuracy in per cent."""
-
-METRICS = {'knn': 'kNN', 'linear': 'linear probe', 'finetune': 'fine-tuning'}
-
-COMPARISONS = [
-    ('PR-MIM, 0.5', 'cross_attention-0.50', 'MAE', 'framework'),
-    ('plain, 0.5', 'plain-0.50', 'MAE', 'framework'),
-    ('PR-MIM, 0.5', 'cross_attention-0.50', 'plain, 0.5', 'plain-0.50'),
-    ('PR-MIM, 0.7', 'cross_attention-0.70', 'MAE', 'framework'),
-    ('plain, 0.7', 'plain-0.70', 'MAE', 'framework'),
-    ('PR-MIM, 0.7', 'cross_attention-0.70', 'plain, 0.7', 'plain-0.70'),
-]
-
-
-def evidence() -> str:
-    """Measured: paired differences of accuracy, by study and over the seeds of both."""
-    columns = {title: accuracies(EVIDENCE / folder / 'mae') for title, folder in STUDIES.items()}
-    columns['both'] = merged(list(columns.values()))
-    rows = []
-    for this_title, this, other_title, other in COMPARISONS:
-        for metric, metric_title in METRICS.items():
-            found = [
-                paired_difference(c.get(this, {}).get(metric, {}), c.get(other, {}).get(metric, {}))
-                for c in columns.values()
-            ]
-            cells = [MISSING if d is None else f'{d} ({d.seeds} seeds)' for d in found]
-            rows.append([f'{this_title} - {other_title}', metric_title, *cells])
-    return table(['points', '', *columns], rows)
-
-
-VARIANTS = {
-    'default': 'default',
-    'random': 'tokens kept at random',
-    'wide': 'attention four times as wide',
-    'nearest': 'local stage, 6 nearest tokens',
-    'stop_gradient': 'no gradient from thrown tokens',
-    'plain': 'plain partial reconstruction',
-}
-"""Arms of sweeps/ablation_cpu.yaml."""
-
-
-def ablation() -> str:
-    """Measured: mean accuracy of the variants at ratio 0.5 / 0.7."""
-    found = accuracies(EVIDENCE / 'ablation_cpu' / 'mae')
-    metrics = ['knn', 'linear']
-
-    def means(arm: str, metric: str) -> str:
-        cells = [found.get(f'{arm}-{ratio}', {}).get(metric, {}) for ratio in ('0.50', '0.70')]
-        return ' / '.join(f'{mean(c.values()):.1f}' if c else MISSING for c in cells)
-
-    rows = [[title, *(means(arm, metric) for metric in metrics)] for arm, title in VARIANTS.items()]
-    return table(['', *(METRICS[metric] for metric in metrics)], rows)
-
-
-def merged(studies: list[Accuracies]) -> Accuracies:
-    """The seeds of all studies together."""
-    result: Accuracies = {}
-    for arm, values in ((arm, values) for study in studies for arm, values in study.items()):
-        for metric, seeds in values.items():
-            result.setdefault(arm, {}).setdefault(metric, {}).update(seeds)
-    return result
-
-
-def accuracies(folder: Path) -> Accuracies:
-    """Results of one framework of a sweep."""
-    found: Accuracies = {}
-    for path in sorted(folder.glob('*/seed*/result.json')):
-        arm = found.setdefault(path.parts[-3], {metric: {} for metric in METRICS})
-        accuracy = json.loads(path.read_text())['accuracy']
-        for metric in METRICS.keys() & accuracy.keys():
-            arm[metric][int(path.parts[-2].removeprefix('seed'))] = accuracy[metric]
-    return found
-
-
 TABLES: dict[str, Callable[[], str]] = {
     'costs': costs,
     'steps': steps,
@@ -315,8 +234,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'sampling': sampling,
     'ibot_ragged': ibot_ragged,
     'ibot_cifar10': ibot_cifar10,
-    'evidence': evidence,
-    'ablation': ablation,
+    **evidence_tables.TABLES,
 }
 
 

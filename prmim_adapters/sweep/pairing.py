@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 from torch import Tensor
 
-from ..adapters import detach, is_attached
+from ..adapters import detach, is_attached, partial_of
 from ..core.seeding import seeded
 from ..openmmlab.distributed import unwrapped
 
@@ -68,3 +68,6 @@ class PairedDrawsHook(Hook):
         random.seed(state)
         np.random.seed(state)
         torch.manual_seed(state)
+        model = unwrapped(runner.model)
+        if is_attached(model):  # samplers have a source of their own
+            partial_of(model).randomness.seed(state)

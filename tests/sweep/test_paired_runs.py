@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from prmim_adapters import attach, openmmlab  # noqa: F401 (registers the preprocessor)
 from prmim_adapters.accounting import make_batch, training_macs
 from prmim_adapters.accounting.scheduled import average_over_run
+from prmim_adapters.adapters import partial_of
 from prmim_adapters.openmmlab.throw_ratio import ThrowRatioHook
 from prmim_adapters.sweep.cost import counted_macs
 from prmim_adapters.sweep.equal_cost import EqualCostEpochLoop, EqualCostIterLoop, stretched
@@ -59,14 +61,14 @@ COSINE = dict(type='CosineAnnealingLR', T_max=2, end=2, convert_to_iter_based=Tr
 def run(tmp_path):
     """Function (ratio or None, train_cfg, scheduler) -> runner after training, and what it saw."""
 
-    def train(ratio, train_cfg, scheduler=None, seed=3, hooks=()):
+    def train(ratio, train_cfg, scheduler=None, seed=3, hooks=(), **arm):
         torch.manual_seed(0)
         images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8)
         torch.manual_seed(seed)
         model = MODELS.build(dict(MAE, data_preprocessor=copy.deepcopy(PREPROCESSOR)))
         if ratio is not None:
-            attach(model, ratio)
-        seen = dict(start=None, batches=[], masks=[], rates=[])
+            attach(model, ratio, **arm)
+        seen = dict(start=None, batches=[], masks=[], kept=[])
 
         def look(_, inputs, outputs):
             if len(inputs[0]) != 4:  # the copy that MACs are counted on
@@ -77,6 +79,8 @@ def run(tmp_path):
             seen['masks'].append(outputs[1])
 
         model.backbone.register_forward_hook(look)
+        if ratio is not None:
+            partial_of(model).register_forward_hook(lambda *args: seen['kept'].append(args[2].kept))
         runner = Runner(
             model,
             work_dir=str(tmp_path / f'{ratio}-{len(list(tmp_path.iterdir()))}'),
@@ -114,6 +118,21 @@ def test_arms_of_a_seed_share_weights_images_and_masks(run):
         assert all(map(torch.equal, framework[key], thrown[key]))
         assert not any(map(torch.equal, framework[key], other[key]))
         assert not any(torch.equal(framework[key][0], entry) for entry in framework[key][1:])
+
+
+class Elsewhere(Hook):
+    """The sampler's source is somewhere else, as in a run that was resumed."""
+
+    def before_train(self, runner):
+        partial_of(runner.model).randomness.seed(99)
+
+
+def test_arms_with_one_sampler_keep_the_same_tokens(run):
+    loop = dict(by_epoch=True, max_epochs=2)
+    _, these = run(0.5, loop, aggregator='nearest')
+    _, those = run(0.5, loop, hooks=[Elsewhere()])
+    assert len(these['kept']) == 10
+    assert all(map(torch.equal, these['kept'], those['kept']))
 
 
 def macs_of(ratio):
