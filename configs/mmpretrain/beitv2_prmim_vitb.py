@@ -1,12 +1,10 @@
 # BEiTv2 ViT-B/16 with a quarter of the patches thrown: 49 of the 75 masked ones (at most 74).
-_base_ = 'mmpretrain::beitv2/beitv2_beit-base-p16_8xb256-amp-coslr-300e_in1k.py'
-custom_imports = dict(
-    imports=['prmim_adapters.openmmlab', 'prmim_adapters.accounting.cost_hook'],
-    allow_failed_imports=False,
-)
+_base_ = [
+    'mmpretrain::beitv2/beitv2_beit-base-p16_8xb256-amp-coslr-300e_in1k.py',
+    '_base_/prmim_runtime.py',
+]
 
 model = dict(_delete_=True, type='PRMIM', framework={{_base_.model}}, throw_ratio=0.25)
-custom_hooks = [dict(type='CostHook')]  # validates a batch, logs what it saves
 default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))
 optim_wrapper = dict(  # as the recipe's other norms
     paramwise_cfg=dict(custom_keys={'aggregators.0.norm': dict(decay_mult=0.0)})

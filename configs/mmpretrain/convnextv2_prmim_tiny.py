@@ -1,9 +1,4 @@
 # FCMAE of ConvNeXt V2 tiny with half of the units (24 of 49) thrown in the decoder.
 _base_ = './fcmae_convnextv2_tiny.py'
-custom_imports = dict(
-    imports=['prmim_adapters.openmmlab', 'prmim_adapters.accounting.cost_hook'],
-    allow_failed_imports=False,
-)
 
 model = dict(_delete_=True, type='PRMIM', framework={{_base_.model}}, throw_ratio=0.5)
-custom_hooks = [dict(type='CostHook')]  # validates a batch, logs what it saves

@@ -2,8 +2,8 @@
 _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs512_mae.py',
     'mmpretrain::_base_/default_runtime.py',
+    '_base_/prmim_runtime.py',
 ]
-custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)
 
 # Set execution='dense' for the masked computation without packing, grn_scope for another GRN.
 model = dict(

@@ -37,6 +37,6 @@ custom_hooks = [
     dict(type='TeacherTempHook', cls=(0.04, 0.07), patch=(0.04, 0.07), warmup_epochs=50),
     dict(type='FreezeLastLayerHook', epochs=3),
     dict(type='ClipEachGradHook', max_norm=0.3),
-    dict(type='CostHook'),
+    *_base_.prmim_hooks,
 ]
 train_cfg = dict(max_epochs=400)

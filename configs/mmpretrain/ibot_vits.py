@@ -1,10 +1,9 @@
 # iBOT ViT-S/16, 800 epochs, 2 global and 10 local crops, published block masks: the recipe of the
 # original's README (github.com/bytedance/ibot), batch 1024 = 16 GPUs x 64.
-_base_ = 'mmpretrain::_base_/default_runtime.py'
-custom_imports = dict(
-    imports=['prmim_adapters.openmmlab', 'prmim_adapters.accounting.cost_hook'],
-    allow_failed_imports=False,
-)
+_base_ = [
+    'mmpretrain::_base_/default_runtime.py',
+    '_base_/prmim_runtime.py',
+]
 
 model = dict(
     type='IBOT',
@@ -95,8 +94,8 @@ custom_hooks = [
     dict(type='TeacherTempHook', cls=(0.04, 0.07), patch=(0.04, 0.07), warmup_epochs=30),
     dict(type='FreezeLastLayerHook', epochs=1),
     dict(type='ClipEachGradHook', max_norm=3.0),
-    dict(type='CostHook'),
-]  # with PR-MIM: validates a batch, logs what it saves
+    *_base_.prmim_hooks,
+]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=800)
 default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook', interval=40, max_keep_ckpts=3))
 randomness = dict(seed=0, diff_rank_seed=True)

@@ -1,12 +1,10 @@
 # MAE ViT-H/14 with half of the patches thrown, on mmpretrain's own recipe.
-_base_ = 'mmpretrain::mae/mae_vit-huge-p14_8xb512-amp-coslr-1600e_in1k.py'
-custom_imports = dict(
-    imports=['prmim_adapters.openmmlab', 'prmim_adapters.accounting.cost_hook'],
-    allow_failed_imports=False,
-)
+_base_ = [
+    'mmpretrain::mae/mae_vit-huge-p14_8xb512-amp-coslr-1600e_in1k.py',
+    '_base_/prmim_runtime.py',
+]
 
 model = dict(_delete_=True, type='PRMIM', framework={{_base_.model}}, throw_ratio=0.5)
-custom_hooks = [dict(type='CostHook')]  # validates a batch, logs what it saves
 default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))
 optim_wrapper = dict(  # as the recipe's other norms
     paramwise_cfg=dict(custom_keys={'aggregators.0.norm': dict(decay_mult=0.0)})

@@ -1,7 +1,9 @@
 # SimMIM ViT-B/16, the original's 800-epoch recipe (microsoft/SimMIM vit_base__800ep): mmpretrain's
 # SimMIM with another backbone. Batch 2048 in all: 8 x 256, or scale with --auto-scale-lr.
-_base_ = 'mmpretrain::simmim/simmim_swin-base-w6_16xb128-amp-coslr-800e_in1k-192px.py'
-custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)
+_base_ = [
+    'mmpretrain::simmim/simmim_swin-base-w6_16xb128-amp-coslr-800e_in1k-192px.py',
+    '_base_/prmim_runtime.py',
+]
 
 model = dict(
     backbone=dict(_delete_=True, type='SimMIMViT', drop_path_rate=0.1),

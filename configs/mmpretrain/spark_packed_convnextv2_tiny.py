@@ -1,6 +1,8 @@
 # SparK ConvNeXt V2 tiny on mmpretrain's recipe; its encoder computes visible units only.
-_base_ = 'mmpretrain::spark/spark_sparse-convnextv2-tiny_16xb256-amp-coslr-800e_in1k.py'
-custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)
+_base_ = [
+    'mmpretrain::spark/spark_sparse-convnextv2-tiny_16xb256-amp-coslr-800e_in1k.py',
+    '_base_/prmim_runtime.py',
+]
 
 model = dict(backbone=dict(type='PackedSparseConvNeXt'))
 

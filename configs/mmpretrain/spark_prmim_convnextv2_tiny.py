@@ -1,9 +1,4 @@
 # SparK ConvNeXt V2 tiny with 24 of 49 units thrown in its decoder, and a packed encoder.
 _base_ = './spark_packed_convnextv2_tiny.py'
-custom_imports = dict(
-    imports=['prmim_adapters.openmmlab', 'prmim_adapters.accounting.cost_hook'],
-    allow_failed_imports=False,
-)
 
 model = dict(_delete_=True, type='PRMIM', framework={{_base_.model}}, throw_ratio=0.5)
-custom_hooks = [dict(type='CostHook')]  # validates a batch, logs what it saves

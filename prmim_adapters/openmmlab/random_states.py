@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core import PartialReconstruction
 from ..core.options import check_whole
+from ..core.randomness import Randomness
 
 
 def random_states(model: nn.Module) -> dict[str, Any]:
@@ -53,11 +53,5 @@ def set_random_states(states: dict[str, Any], model: nn.Module) -> None:
 
 
 def _sampler_states(model: nn.Module) -> dict[str, Tensor]:
-    """The non-persistent integer buffers of partial reconstruction: where its noise comes from."""
-    return {
-        f'{name}.{key}': buffer
-        for name, module in model.named_modules()
-        if isinstance(module, PartialReconstruction)
-        for key, buffer in module.named_buffers(recurse=False)
-        if key in module._non_persistent_buffers_set and buffer.dtype == torch.int64
-    }
+    """The counters that samplers draw by."""
+    return {n: m.state for n, m in model.named_modules() if isinstance(m, Randomness)}

@@ -15,7 +15,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmpretrain.registry import HOOKS, LOOPS
 
-from ..openmmlab.types import resolved
+from ..openmmlab.end_with_launcher import EndWithLauncherHook
+from ..openmmlab.finite_loss import FiniteLossHook
+from ..openmmlab.types import is_a, resolved
 from .inheritance import merge
 from .literals import assignments, literal
 from .spec import FRAMEWORK_ARM, Framework, Point, Spec, SpecError, Transfer
@@ -23,6 +25,8 @@ from .spec import FRAMEWORK_ARM, Framework, Point, Spec, SpecError, Transfer
 _TRANSFER_IMPORTS = ['prmim_adapters.openmmlab']
 _SWEEP_IMPORTS = ['equal_cost', 'evaluation', 'pairing']
 _BASE_IMPORTS = [*_TRANSFER_IMPORTS, *(f'prmim_adapters.sweep.{n}' for n in _SWEEP_IMPORTS)]
+
+_WATCHING = (FiniteLossHook, EndWithLauncherHook)
 
 #: Loops of mmengine, and those that train for equal cost in their place.
 _LOOPS = {EpochBasedTrainLoop: 'EqualCostEpochLoop', IterBasedTrainLoop: 'EqualCostIterLoop'}
@@ -39,7 +43,7 @@ def write_base(path: Path, framework: Framework, spec: Spec) -> None:
         custom_imports=_with_imports(whole, _BASE_IMPORTS),
         custom_hooks=[
             dict(type='mmpretrain.PairedDrawsHook'),
-            *(whole.get('custom_hooks') or []),
+            *_watched(whole),
             _evaluation_hook(framework, spec),
         ],
         **_seeds_by_rank(whole),
@@ -109,6 +113,7 @@ def write_transfer(
         # The import lets torch >= 2.6 load a checkpoint of mmengine.
         custom_imports=_with_imports(whole, _TRANSFER_IMPORTS),
         model=dict(backbone=dict(init_cfg=init)),
+        custom_hooks=_watched(whole),
         randomness=dict(_seeds_by_rank(whole).get('randomness', {}), seed=point.seed),
         **_resumable(whole),
     )
@@ -215,6 +220,13 @@ def _seeds_by_rank(config: dict[str, Any]) -> dict[str, Any]:
     """``randomness`` by which every process draws masks of its own, unless the config decides."""
     decided = 'diff_rank_seed' in (config.get('randomness') or {})
     return {} if decided else dict(randomness=dict(diff_rank_seed=True))
+
+
+def _watched(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The hooks of a config, and those that end a run that is poisoned or orphaned."""
+    own = list(config.get('custom_hooks') or [])
+    missing = [k for k in _WATCHING if not any(is_a(hook, HOOKS, k) for hook in own)]
+    return [*own, *(dict(type=f'mmpretrain.{kind.__name__}') for kind in missing)]
 
 
 def _resumable(config: dict[str, Any]) -> dict[str, Any]:

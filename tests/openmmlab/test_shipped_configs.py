@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-CONFIGS = sorted((Path(__file__).parents[2] / 'configs' / 'mmpretrain').rglob('*.py'))
+FOLDER = Path(__file__).parents[2] / 'configs' / 'mmpretrain'
+CONFIGS = sorted(path for path in FOLDER.rglob('*.py') if path.parent.name != '_base_')
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -20,3 +21,6 @@ def test_every_run_survives_a_kill(path):
     config = Config.fromfile(path)
     assert config.default_hooks.checkpoint.type == 'ResumableCheckpointHook'
     assert 'prmim_adapters.openmmlab' in config.custom_imports.imports
+    hooks = [hook.type for hook in config.custom_hooks]
+    assert {'CostHook', 'FiniteLossHook', 'EndWithLauncherHook'} <= set(hooks)
+    assert len(hooks) == len(set(hooks))

@@ -26,6 +26,7 @@ from prmim_adapters.sweep.spec import Evaluation, Framework, Point, Spec, Transf
 
 SPECS = sorted((Path(__file__).parents[2] / 'sweeps').glob('*.yaml'))
 PAIRING = 'mmpretrain.PairedDrawsHook'
+WATCHING = ['mmpretrain.FiniteLossHook', 'mmpretrain.EndWithLauncherHook']
 EVALUATION = 'mmpretrain.FrozenFeatureHook'
 IMAGENET_MAE = 'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py'
 
@@ -67,7 +68,7 @@ def test_base_keeps_the_frameworks_own_hooks_and_imports(own_config, tmp_path):
         'prmim_adapters.sweep.pairing',
     ]
     hooks = [hook.type for hook in base.custom_hooks]
-    assert hooks == [PAIRING, 'EMAHook', EVALUATION]
+    assert hooks == [PAIRING, 'EMAHook', *WATCHING, EVALUATION]
     assert base.model.neck == dict(depth=2, width=8)
     assert base.train_cfg.max_epochs == 3
     assert base.randomness == dict(diff_rank_seed=True)
@@ -205,7 +206,7 @@ def test_hooks_in_the_options_do_not_displace_the_evaluation(own_config, tmp_pat
     write_base(tmp_path / 'base.py', own_config, spec)
     base = Config.fromfile(tmp_path / 'base.py', import_custom_modules=False)
     hooks = [hook.type for hook in base.custom_hooks]
-    assert hooks == [PAIRING, 'NaNHook', EVALUATION]
+    assert hooks == [PAIRING, 'NaNHook', *WATCHING, EVALUATION]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 # A small iBOT on a tenth of CIFAR-10 (image folders under data/cifar10), with kNN accuracy before
 # and after: a few minutes on a CPU. model.throw_ratio=0.0 is the original method.
-_base_ = 'mmpretrain::_base_/default_runtime.py'
-custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)
+_base_ = ['mmpretrain::_base_/default_runtime.py', '../_base_/prmim_runtime.py']
 
 arch = dict(embed_dims=64, num_layers=3, num_heads=2, feedforward_channels=256)
 model = dict(
@@ -73,6 +72,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [dict(type='LinearLR', start_factor=0.01, end=40, by_epoch=False)]
 custom_hooks = [
+    *_base_.prmim_hooks,
     dict(type='ClipEachGradHook', max_norm=3.0),
     dict(
         type='KNNHook',
