@@ -53,8 +53,9 @@ def export_encoder(
     if config is not None:
         backbone = build_encoder(load_config(config), encoder)
     else:
-        settings = checked_encoder(encoder_settings(_own_framework(content, checkpoint), encoder))
-        backbone = _build_in_bounds(settings, weights, checkpoint)
+        backbone = _build_in_bounds(
+            _own_settings(content, checkpoint, encoder), weights, checkpoint
+        )
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
@@ -262,11 +263,19 @@ def _image_size(backbone: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _own_framework(content: dict[str, Any], checkpoint: str | Path) -> Any:
-    """The model config of the framework in the checkpoint, without asking any registry."""
+def _own_settings(content: Any, checkpoint: str | Path, encoder: str) -> dict[str, Any]:
+    """What the config in the checkpoint says about the encoder, and nothing that is not known."""
     text = _meta(content).get('cfg')
     if not isinstance(text, str):
         raise ValueError(f'{checkpoint} holds no config; give the training config with --config')
+    try:
+        return checked_encoder(encoder_settings(_framework_in(text), encoder))
+    except ValueError as error:
+        raise ValueError(f'{checkpoint}: {error}') from error
+
+
+def _framework_in(text: str) -> Any:
+    """The model config of the framework in a config's text, without asking any registry."""
     model = read_literal(text, 'model')
     framework = model.get('framework') if isinstance(model, dict) else None
     if not isinstance(framework, dict):

@@ -28,5 +28,5 @@ def test_a_place_beyond_numpys_words_is_refused(place: object) -> None:
     """numpy takes it, and the next draw reads foreign memory."""
     states = random_states(nn.Identity())
     states['numpy'][1] = place
-    with pytest.raises((TypeError, ValueError), match="the place in numpy"):
+    with pytest.raises((TypeError, ValueError), match='the place in numpy'):
         set_random_states(states, nn.Identity())

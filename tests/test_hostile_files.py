@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that somebody hands over: none of them runs, none ends the interpreter, each is refused.
+
+Every checkpoint goes through export, show, ``load_from`` and resume; every spec through the command.
+What their code would do is make a folder; what is too large would take minutes and gigabytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import operator
+import os
+import pickle
+import resource
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+from mmpretrain.utils import register_all_modules
+
+from prmim_adapters.commands.export import export
+from prmim_adapters.commands.show import show
+from prmim_adapters.commands.sweep import sweep
+from prmim_adapters.openmmlab.checkpoints import CheckpointError
+
+VIT = 'arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32), img_size=32'
+CONFIG = f"""
+default_scope = 'mmpretrain'
+model = dict(
+    type='PRMIM', throw_ratio=0.25,
+    framework=dict(
+        type='MAE',
+        backbone=dict(type='MAEViT', {VIT}, patch_size=8),
+        neck=dict(
+            type='MAEPretrainDecoder', num_patches=16, patch_size=8, embed_dim=16,
+            decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2),
+        head=dict(
+            type='MAEPretrainHead', patch_size=8,
+            loss=dict(type='PixelReconstructionLoss', criterion='L2'))))
+"""
+
+
+class Pickled:
+    """Pickles as ``function(*arguments)``, with a state if there is one."""
+
+    def __init__(self, function: Callable, *arguments: Any, state: Any = None) -> None:
+        self.parts = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> tuple:
+        return self.parts
+
+
+def called(function: Callable, *arguments: Any, state: Any = None) -> Callable[..., None]:
+    """A checkpoint that asks for a call; ``MARK`` among the arguments is the folder to make."""
+
+    def write(path: Path, mark: str) -> None:
+        given = [a.replace('MARK', mark) if isinstance(a, str) else a for a in arguments]
+        torch.save(dict(good(), message_hub=Pickled(function, *given, state=state)), path)
+
+    return write
+
+
+def good(**changes: Any) -> dict[str, Any]:
+    weights = {'backbone.cls_token': torch.zeros(1, 1, 16)}
+    meta = dict(epoch=1, iter=1, cfg=f"model = dict(backbone=dict(type='MAEViT', {VIT}))")
+    return dict(state_dict=weights, meta=meta, message_hub={}, **changes)
+
+
+def configured(text: str) -> Callable[..., None]:
+    """A checkpoint whose config text is this."""
+
+    def write(path: Path, mark: str) -> None:
+        content = good()
+        content['meta']['cfg'] = text.replace('MARK', mark)
+        torch.save(content, path)
+
+    return write
+
+
+def weighted(weights: Any) -> Callable[..., None]:
+    return lambda path, mark: torch.save(dict(good(), state_dict=weights), path)
+
+
+def raw(content: bytes) -> Callable[..., None]:
+    return lambda path, mark: path.write_bytes(content)
+
+
+def cut(share: float) -> Callable[..., None]:
+    def write(path: Path, mark: str) -> None:
+        torch.save(good(), path)
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+    return write
+
+
+def rezipped(change: Callable[[str, bytes], bytes], kind: int = zipfile.ZIP_STORED) -> Callable:
+    """A checkpoint whose entries are changed."""
+
+    def write(path: Path, mark: str) -> None:
+        torch.save(good(), path)
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+        with zipfile.ZipFile(path, 'w', kind) as archive:
+            for name, data in entries.items():
+                archive.writestr(name, change(name, data))
+
+    return write
+
+
+def bomb(name: str, data: bytes) -> bytes:
+    return bytes(2**25) if name.endswith('/data/0') else data
+
+
+def no_storage(name: str, data: bytes) -> bytes:
+    return b'' if name.endswith('/data/0') else data
+
+
+def legacy(path: Path, mark: str) -> None:
+    content = dict(good(), message_hub=Pickled(os.mkdir, mark))
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def nested(path: Path, mark: str) -> None:
+    """Lists in lists, 20,000 deep, that the unpickler makes without recursion."""
+    path.write_bytes(b'\x80\x02' + b']' * 20_000 + b'a' * 19_999 + b'.')
+
+
+def resumed(path: Path, mark: str) -> None:
+    content = good()
+    content['meta']['config'] = f'import os\nos.mkdir({mark!r})\n'
+    torch.save(content, path)
+
+
+F8, NEW = ('f8', False, True), np.empty(0).__reduce__()[0]
+ONES = torch.ones(1)
+CHECKPOINTS: dict[str, Callable[..., None]] = {
+    # code
+    'system': called(os.system, 'mkdir MARK'),
+    'mkdir': called(os.mkdir, 'MARK'),
+    'popen': called(subprocess.Popen, 'mkdir MARK', -1, None, None, None, None, None, True, True),
+    'eval': called(eval, '__import__("os").mkdir("MARK")'),
+    'exec': called(exec, 'import os; os.mkdir("MARK")'),
+    'getattr chain': called(getattr, HistoryBuffer, '__init__'),
+    'attrgetter': called(operator.attrgetter, '__init__.__globals__'),
+    'partial': called(functools.partial, os.mkdir, 'MARK'),
+    'import': called(importlib.import_module, 'antigravity'),
+    'load again': called(torch.load, 'MARK'),
+    'hub': called(torch.hub.load, 'MARK', 'model', 'local'),
+    'numpy load': called(np.load, 'MARK'),
+    'pickle': called(pickle.loads, b'cos\nmkdir\n(S"x"\ntR.'),
+    'legacy': legacy,
+    'module': called(torch.nn.Identity),
+    # states that make numpy read or reserve what is not there
+    'dtype fields': called(
+        np.dtype, *F8, state=(3, '<', None, ('a',), {'a': (np.dtype('f8'), 2**30)}, -1, -1, 0)
+    ),
+    'dtype flags': called(np.dtype, *F8, state=(3, '<', None, None, None, -1, -1, 63)),
+    'dtype size': called(np.dtype, *F8, state=(3, '<', None, None, None, 2**30, 1, 0)),
+    'array shape': called(
+        NEW, np.ndarray, (0,), b'b', state=(1, (2**40,), np.dtype('f8'), False, b'12345678')
+    ),
+    'array of objects': called(
+        NEW, np.ndarray, (0,), b'b', state=(1, (1,), np.dtype('O'), False, [1])
+    ),
+    'array memory': called(np.ndarray, (2**38,)),
+    'bytes': called(bytes, 2**40),
+    # sizes
+    'zip bomb': rezipped(bomb, zipfile.ZIP_DEFLATED),
+    'storage missing': rezipped(no_storage),
+    'huge header': raw(b'\x80\x02X\xff\xff\xff\xff' + b'a' * 100),
+    'huge memo': raw(b'\x80\x02Nr\xff\xff\xff\x7f.'),
+    'nested': nested,
+    'expanded': weighted({'backbone.cls_token': ONES.expand(2**20, 2**20)}),
+    # damage
+    'empty': raw(b''),
+    'text': raw(b'epoch_1.pth'),
+    'picture': raw(b'\x89PNG\r\n\x1a\n' + bytes(200)),
+    'zip of nothing': raw(b'PK\x05\x06' + bytes(18)),
+    'cut in the middle': cut(0.5),
+    'cut at the end': cut(0.95),
+    # weights that are none
+    'nan': weighted({'backbone.cls_token': torch.full((1, 1, 16), torch.nan)}),
+    'no tensors': weighted({'backbone.cls_token': [1, 2]}),
+    'no names': weighted({3: ONES}),
+    'no weights': weighted([]),
+    'sparse': weighted({'backbone.cls_token': ONES.to_sparse()}),
+}
+CONFIGS: dict[str, str] = {
+    'dotted type': 'model = dict(backbone=dict(type="subprocess.getoutput", cmd="mkdir MARK"))',
+    'dotted layer': f'model = dict(backbone=dict(type="MAEViT", {VIT}, norm_cfg=dict('
+    'type="os.mkdir", path="MARK")))',
+    'scope': f'model = dict(backbone=dict(type="MAEViT", {VIT}, norm_cfg=dict('
+    'type="LN", _scope_="planted")), x=1)',
+    'call': 'model = dict(backbone=dict(type=__import__("os").mkdir("MARK")))',
+    'comprehension': 'model = dict(backbone=[__import__("os").mkdir("MARK") for _ in [1]])',
+    'another model': 'model = dict(backbone=dict(type="TIMMBackbone", model_name="x"))',
+    'base': '_base_ = "/etc/passwd"\nmodel = dict(backbone=dict(_base_="/etc/passwd"))',
+    'huge': f'model = dict(backbone=dict(type="MAEViT", {VIT}, patch_size=10**9))',
+    'deep': 'model = ' + '(' * 150 + ')' * 150,
+    'operators': 'model = ' + '-' * 100_000 + '1',
+    'attributes': 'x' + '.a' * 50_000 + ' = 1\nmodel = dict()',
+    'long': 'model = dict()' + ' ' * 2**21,
+    'no text': '',
+}
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    register_all_modules()
+    path = tmp_path_factory.mktemp('config') / 'config.py'
+    path.write_text(
+        "custom_imports = dict(imports=['prmim_adapters.openmmlab'])\n"
+        f"{CONFIG}train_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=[]))\n"
+    )
+    return path
+
+
+@pytest.fixture(scope='module')
+def runner(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    settings = Config.fromfile(config)
+    return Runner(
+        model=settings.model,
+        work_dir=str(tmp_path_factory.mktemp('work')),
+        default_scope='mmpretrain',
+        log_level='ERROR',
+        train_dataloader=dict(batch_size=1, dataset=[0], sampler=dict(type='DefaultSampler')),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+    )
+
+
+@pytest.fixture(autouse=True)
+def little_memory() -> Iterator[None]:
+    """What fills the memory fails here, rather than the machine."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def refused(command: Any, *arguments: Any) -> str:
+    """The message of a command that ends with one."""
+    result = CliRunner().invoke(command, [str(a) for a in arguments])
+    assert isinstance(result.exception, SystemExit), result.exception  # no traceback
+    assert result.exit_code == 1
+    return result.output
+
+
+@pytest.mark.parametrize('name', CHECKPOINTS)
+def test_checkpoints(name: str, tmp_path: Path, config: Path, runner: Runner) -> None:
+    mark, path = tmp_path / 'made', tmp_path / 'foreign.pth'
+    CHECKPOINTS[name](path, str(mark))
+    picture = tmp_path / 'a.png'
+    picture.touch()
+    for ending in ('.safetensors', '.pth'):
+        out = tmp_path / f'out{ending}'
+        assert str(path) in refused(export, path, out)
+        assert not out.exists()
+    assert str(path) in refused(show, config, path, picture, '--out', tmp_path / 'b.png')
+    if name not in ('nan', 'no tensors', 'no names', 'no weights', 'sparse', 'expanded'):
+        for load in (runner.load_checkpoint, runner.resume):
+            with pytest.raises(CheckpointError) as refusal:
+                load(str(path))
+            assert str(path) in str(refusal.value)
+            assert '\n' not in str(refusal.value)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_configs_in_checkpoints(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    mark, path = tmp_path / 'made', tmp_path / 'foreign.pth'
+    planted = tmp_path / 'planted'
+    planted.mkdir()
+    (planted / '__init__.py').write_text(f'import os; os.mkdir({str(mark)!r})')
+    monkeypatch.syspath_prepend(tmp_path)
+    configured(CONFIGS[name])(path, str(mark))
+    assert str(path) in refused(export, path, tmp_path / 'out.safetensors')
+    assert not mark.exists()
+    assert 'planted' not in sys.modules
+
+
+def test_a_program_in_the_file_is_not_run_on_resume(tmp_path: Path, runner: Runner) -> None:
+    mark, path = tmp_path / 'made', tmp_path / 'foreign.pth'
+    resumed(path, str(mark))
+    with pytest.raises((KeyError, RuntimeError, AssertionError)):  # it has no message hub
+        runner.resume(str(path))
+    assert not mark.exists()
+
+
+SPECS: dict[str, str] = {
+    'parent as a name': 'frameworks: {"..": {config: a.py}}',
+    'hidden name': 'frameworks: {".lock": {config: a.py}}',
+    'path as an arm': 'arms: {../../mine: {}}',
+    'two names for one folder': 'arms: {1: {}, "1": {}}',
+    'report as a name': 'frameworks: {report.md: {config: a.py}}',
+    'code as a key': 'options: {"x=1; import os; os.mkdir(\'MARK\')#": 1}',
+    'code as an argument': "arms: {a: {\"x=__import__('os').mkdir('MARK'), sampler\": 1}}",
+    'code as a tag': 'options: {a: !!python/object/apply:os.mkdir [MARK]}',
+    'code as a name': 'options: {a: !!python/name:os.mkdir ""}',
+    'base of a config': 'options: {_base_: MARK.py}',
+    'infinite': 'options: {a: .inf}',
+    'date': 'options: {a: 2026-01-01}',
+    'itself': '_base_: spec.yaml',
+    'recursive': 'options: &a {a: *a}',
+    'aliases': '\n'.join(
+        ['a0: &a0 [x]', *(f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 10)}]' for n in range(1, 12))]
+    ),
+    'merges': '\n'.join(
+        [
+            'a0: &a0 {x: 1}',
+            *(f'a{n}: &a{n} {{<<: [{", ".join([f"*a{n - 1}"] * 10)}]}}' for n in range(1, 12)),
+        ]
+    ),
+    'large': 'options: {a: ' + 'x' * 2**21 + '}',
+    'deep': 'options: ' + '[' * 2_000,
+}
+REST = {
+    'frameworks': '{mae: {config: a.py}}',
+    'arms': '{}',
+    'ratios': '[0.5]',
+    'seeds': '[0]',
+    'evaluation': '{train: {}, test: {}, num_classes: 2}',
+}
+
+
+@pytest.mark.parametrize('name', SPECS)
+def test_specs(name: str, tmp_path: Path) -> None:
+    """Whatever lies beside the folder of the results is there afterwards."""
+    mark, work = tmp_path / 'made', tmp_path / 'work'
+    for kept in ('base.py', 'framework/seed0/result.json', 'mine-0.50/seed0/precious.txt'):
+        (work / kept).parent.mkdir(parents=True, exist_ok=True)
+        (work / kept).write_text('mine')
+    before = {p: p.read_text() for p in work.rglob('*') if p.is_file()}
+    text = SPECS[name].replace('MARK', str(mark))
+    rest = [f'{key}: {value}' for key, value in REST.items() if not text.startswith(key)]
+    spec = tmp_path / 'spec.yaml'
+    spec.write_text('\n'.join([text, *rest]))
+    output = refused(sweep, spec, '--out', work / 'out')
+    assert output.startswith('Error: ')
+    assert len(output) < 2000
+    assert not mark.exists()
+    assert {p: p.read_text() for p in work.rglob('*') if p.is_file()} == before
+
+
+def test_there_are_enough() -> None:
+    assert len(CHECKPOINTS) + len(CONFIGS) + len(SPECS) == 70
+    assert struct.calcsize('P') == 8  # the sizes above are those of 64 bits
