@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 import time
@@ -29,9 +28,9 @@ from .results import (
     write_json,
 )
 from .spec import Point, Spec
+from .training_log import cause
 
 _LOG_TAIL = 40
-_ERROR = re.compile(r'[\w.]*(Error|Exception|Interrupt)\b')
 
 
 @dataclass(frozen=True)
@@ -166,9 +165,7 @@ def described(error: BaseException) -> str:
 def _reason(log: Path, command: list[str], code: int) -> str:
     """Why training failed: the end of the log, and as the last line the error itself."""
     lines = log.read_text(errors='replace').splitlines()
-    errors = [line for line in lines if _ERROR.match(line) and 'CalledProcessError' not in line]
-    summary = errors[-1] if errors else f'ended with code {code}'
-    return '\n'.join([' '.join(command), *lines[-_LOG_TAIL:], summary])
+    return '\n'.join([' '.join(command), *lines[-_LOG_TAIL:], cause(lines, code)])
 
 
 def _last_checkpoint(work_dir: Path) -> Path:
