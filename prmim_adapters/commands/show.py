@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError
 
 import click
 
@@ -24,6 +23,10 @@ from ._output import check_output
 @click.option(
     '--throw-ratio', type=float, default=None, help="In place of the config's (weights stay)."
 )
+@click.option(
+    '--channels', type=int, nargs=3, default=None,
+    help='Channels to show as red, green and blue, counted from 0.',
+)  # fmt: skip
 def show(
     config: str,
     checkpoint: str,
@@ -32,6 +35,7 @@ def show(
     seed: int,
     side: int,
     throw_ratio: float | None,
+    channels: tuple[int, int, int] | None,
 ) -> None:
     """Draw original, visible patches, kept and thrown patches, and reconstruction of IMAGES.
 
@@ -40,24 +44,28 @@ def show(
     """
     from PIL import Image
 
+    from ..errors import shown_without_traceback
     from ..openmmlab.models import load_config
-    from ..visualization import load_images, load_model, observe, panels
+    from ..visualization import display_of, load_images, load_model, observe, panels
 
     if Path(out).suffix.lower() not in Image.registered_extensions():
         raise click.UsageError(f'--out is {out!r}: give a picture, as reconstruction.png')
     check_output(out, [config, checkpoint, *images])
-    try:
+    with shown_without_traceback():
         settings = load_config(config)
         if throw_ratio is not None:
             settings.model.throw_ratio = throw_ratio
         model = load_model(settings, checkpoint)
-        observation = observe(model, load_images(settings, images, seed), seed)
-    except (KeyError, OSError, TypeError, UnpicklingError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+        display = display_of(settings, model, channels)
+        observation = observe(model, load_images(settings, model, images, seed), seed, display)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     panels(observation, side).save(out)
     click.echo(f'{len(images)} images -> {out}')
-    if getattr(model.head, 'norm_pix', False):
+    if display.note:
+        click.echo(display.note)
+    if observation.reconstruction is None:
+        click.echo('The model predicts features, not pixels: there is no reconstruction to show.')
+    elif observation.per_patch:
         click.echo(
             'The target is normalised per patch: predictions are shown with the mean and variance '
             'of the true patches, which the model does not know.'

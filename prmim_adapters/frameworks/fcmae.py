@@ -4,9 +4,8 @@
 mmpretrain has ConvNeXt V2 as a classifier and inside SparK, but not its own pre-training. The
 original [1] needs MinkowskiEngine; here the encoder is mmpretrain's sparse ConvNeXt, dense-masked
 or packed (see ``packed_convnext.py``), and mmpretrain's ConvNeXt fine-tunes the checkpoint, whose
-keys under ``backbone.`` are its own. The head is mmpretrain's ``MAEPretrainHead``, or for images
-that are not square :class:`FCMAEPretrainHead`, with
-``patch_size=32`` and ``norm_pix=True``.
+keys under ``backbone.`` are its own. The head is mmpretrain's ``MAEPretrainHead`` with
+``patch_size=32`` and ``norm_pix=True``; images need not be square (see ``rectangles.py``).
 
 Two choices differ from the original's code. Weights start from a truncated normal of 0.02, as in
 mmpretrain's ConvNeXt: the original's ``FCMAE._init_weights`` calls ``trunc_normal_`` without a
@@ -24,7 +23,6 @@ from typing import Any
 import torch
 from mmengine.model import BaseModule
 from mmpretrain.models.backbones.convnext import ConvNeXtBlock
-from mmpretrain.models.heads import MAEPretrainHead
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from mmpretrain.models.utils import SparseHelper, to_2tuple
 from mmpretrain.registry import MODELS
@@ -34,6 +32,9 @@ from torch import Tensor, nn
 from ..core.options import check_number
 from ..packed.units import active_units
 from .packed_convnext import PackedSparseConvNeXt
+from .rectangles import allow_rectangles
+
+allow_rectangles()
 
 INIT_CFG = (
     {'type': 'TruncNormal', 'layer': ['Conv2d', 'Linear'], 'std': 0.02, 'bias': 0.0},
@@ -214,46 +215,9 @@ class FCMAEPretrainDecoder(BaseModule):
         return self.pred(self.decoder(x)).flatten(2).transpose(1, 2)
 
 
-_SQUARE_PATCHIFY = MAEPretrainHead.patchify
-
-
-@MODELS.register_module()
-class FCMAEPretrainHead(MAEPretrainHead):
-    """mmpretrain's head for images that need not be square; its arguments and results are the same."""
-
-    def patchify(self, imgs: Tensor) -> Tensor:
-        """Split images into units.
-
-        Args:
-            imgs (Tensor): Images (B, C, H, W), both sides multiples of ``patch_size`` = p.
-
-        Returns:
-            Tensor: (B, L, p * p * C), rows of units one after the other.
-        """
-        side = self.patch_size
-        units = imgs.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # B, C, h, p, w, q
-        return units.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-
 @MODELS.register_module()
 class FCMAE(BaseSelfSupervisor):
-    """Fully convolutional masked autoencoder.
-
-    Args:
-        **kwargs (Any): Those of ``BaseSelfSupervisor``.
-
-    Raises:
-        ValueError: Images that are not square, with a head that takes squares only.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        height, width = self.backbone.img_size
-        if height != width and getattr(type(self.head), 'patchify', None) is _SQUARE_PATCHIFY:
-            raise ValueError(
-                f'backbone.img_size={(height, width)} is not square, and {type(self.head).__name__} '
-                "takes square images only: set head.type='FCMAEPretrainHead'"
-            )
+    """Fully convolutional masked autoencoder."""
 
     def extract_feat(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Features of whole images (B, 3, H, W): the maps of the encoder's ``out_indices``."""

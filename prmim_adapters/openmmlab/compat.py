@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What upstream mmengine 0.10 needs on today's torch, on CPUs and under Slurm.
+"""What upstream mmengine 0.10 and mmpretrain 1.2 need on today's torch, on CPUs and under Slurm.
 
 Compensations, all applied by :func:`apply` when ``prmim_adapters.openmmlab`` is imported:
 
@@ -11,6 +11,7 @@ Compensations, all applied by :func:`apply` when ``prmim_adapters.openmmlab`` is
   a config text in the file.
 * ``--launcher pytorch`` and ``--launcher slurm``: see :mod:`prmim_adapters.openmmlab.launch`.
 * Checkpoints are written whole: see :mod:`prmim_adapters.openmmlab.whole_files`.
+* MAE takes images that are not square: see :mod:`prmim_adapters.frameworks.rectangles`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 
 from ..allow_list import numpy_globals
+from ..frameworks.rectangles import allow_rectangles
 from . import launch
 from .checkpoints import read_checkpoint
 from .whole_files import write_whole_files
@@ -41,6 +43,7 @@ def apply() -> None:
     load_data_only()
     launch.apply()
     write_whole_files()
+    allow_rectangles()
 
 
 def allow_own_checkpoints() -> None:

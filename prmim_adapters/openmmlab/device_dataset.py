@@ -244,18 +244,21 @@ def resize_matrix(
 
 
 def _build_augmentation(config: dict[str, Any]) -> nn.Module:
-    """A module of this file, or of torchvision's v2, from its config.
+    return augmentation_class(config)(**{k: v for k, v in config.items() if k != 'type'})
+
+
+def augmentation_class(config: dict[str, Any]) -> type[nn.Module]:
+    """A module of this file, or of torchvision's v2, that a config names; or the class itself.
 
     Raises:
         ValueError: No such name.
     """
     own = {cls.__name__: cls for cls in (BatchRandomResizedCrop, BatchRandomCrop)}
-    options = dict(config)
-    name = options.pop('type')
-    cls = own.get(name) or getattr(v2, name, None)
-    if cls is None:
+    kind = config['type']
+    found = own.get(kind) or getattr(v2, kind, None) if isinstance(kind, str) else kind
+    if found is None:
         raise ValueError(
-            f'augmentation {name!r}: choose {", ".join(own)} or a transform of '
+            f'augmentation {kind!r}: choose {", ".join(own)} or a transform of '
             'torchvision.transforms.v2'
         )
-    return cls(**options)
+    return found

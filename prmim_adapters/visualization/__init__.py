@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of what a model masked, kept, threw and reconstructed."""
 
+from .display import Display, display_of
 from .load import load_images, load_model
 from .observe import KEPT, THROWN, VISIBLE, Observation, observe
 from .panels import panels
@@ -9,7 +10,9 @@ __all__ = [
     'KEPT',
     'THROWN',
     'VISIBLE',
+    'Display',
     'Observation',
+    'display_of',
     'load_images',
     'load_model',
     'observe',

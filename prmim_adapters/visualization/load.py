@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,16 @@ import numpy as np
 from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.dataset import default_collate
-from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
-from mmpretrain.registry import MODELS
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 from torch import nn
 
 from ..adapters import partial_of
 from ..core.seeding import seeded
 from ..openmmlab.checkpoints import one_line, weights_of
-
-#: Augmentations that a picture does without.
-_DROPPED = ('RandomFlip', 'ColorJitter', 'RandomGrayscale', 'GaussianBlur', 'Solarize')
-#: Random crops, in whose place the middle of the image is taken.
-_CROPS = ('RandomResizedCrop', 'MAERandomResizedCrop', 'BatchRandomResizedCrop', 'BatchRandomCrop')
+from ..openmmlab.images import UnreadableImageError
+from ..openmmlab.models import build_model, input_channels, scope_of
+from .pipeline import still_pipeline
 
 
 def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
@@ -40,14 +35,11 @@ def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
             damaged, has weights that are not finite, lacks weights of it, or has others.
         UnpicklingError: a URL leads to something else than data.
     """
-    init_default_scope(config.get('default_scope', 'mmpretrain'))
-    settings = dict(config.model)
-    if config.get('data_preprocessor') is not None:
-        settings.setdefault('data_preprocessor', config.data_preprocessor)
-    model = MODELS.build(settings)
+    model = build_model(config)
     partial = partial_of(model)
     if checkpoint is None:
-        model.init_weights()
+        with scope_of(config):
+            model.init_weights()
         return model
     weights = weights_of(CheckpointLoader.load_checkpoint(checkpoint, 'cpu'), checkpoint)
     if not partial.aggregators:  # of throw ratio 0, whose checkpoints may be of another ratio
@@ -61,14 +53,17 @@ def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
     return model
 
 
-def load_images(config: Config, images: Sequence[str | Path], seed: int = 0) -> dict[str, Any]:
+def load_images(
+    config: Config, model: Any, images: Sequence[str | Path], seed: int = 0
+) -> dict[str, Any]:
     """A collated batch of image files, cropped to the middle at the size of training.
 
-    The masks that the config's pipeline draws are drawn; its augmentations are left out.
+    The files are read by the step of the training pipeline that reads files, and the masks that
+    the pipeline draws are drawn; its augmentations are left out.
 
     Args:
-        config: whose training pipeline is used: that of ``train_dataloader.dataset``, or of the
-            data set inside it, with the crop and the masks of ``DeviceAugment``.
+        config: whose training pipeline is used, with the crop and the masks of ``DeviceAugment``.
+        model: built from the config.
         images: image files of any size.
         seed: of the masks.
 
@@ -76,73 +71,77 @@ def load_images(config: Config, images: Sequence[str | Path], seed: int = 0) -> 
         ``dict(inputs, data_samples)``, before the data preprocessor.
 
     Raises:
-        ValueError: the config's data set has no pipeline.
+        ValueError: no training pipeline; or a file is no image to it, is damaged, or has more
+            pixels than Pillow thinks safe.
     """
-    init_default_scope(config.get('default_scope', 'mmpretrain'))
-    steps: list[Any] = []
-    for step in _training_steps(config):
-        name = _name(step)
-        if name in _CROPS:
-            # Where a crop has a size, as torchvision's, its scale is the range of the area.
-            steps.append(partial(_middle, size=step['size' if 'size' in step else 'scale']))
-        elif name not in (*_DROPPED, 'LoadImageFromFile'):
-            steps.append(step)
-    pipeline = Compose(steps)
-    with seeded(seed):
-        return default_collate([pipeline(_sample(path)) for path in images])
+    channels = input_channels(model)
+    swapped = getattr(model.data_preprocessor, '_channel_conversion', False)
+    with scope_of(config), seeded(seed):
+        steps = Compose(still_pipeline(config)).transforms
+        return default_collate([_made(steps, _File(path, channels, swapped)) for path in images])
 
 
-def _name(step: dict[str, Any]) -> str:
-    return step['type'].split('/')[-1].split('.')[-1]
+class _File(dict):
+    """What a data set gives for a file, and its pixels where no step of the pipeline reads them.
 
+    Data sets in memory hand over arrays of which the model sees red, green and blue: in this order
+    unless the data preprocessor turns them round.
+    """
 
-def _training_steps(config: Config) -> list[dict[str, Any]]:
-    """The data set's pipeline, and of ``DeviceAugment`` the crops and the masks."""
-    dataset = config.train_dataloader.dataset
-    while 'pipeline' not in dataset:
-        if not isinstance(dataset.get('dataset'), dict):
+    def __init__(self, path: str | Path, channels: int, swapped: bool) -> None:
+        super().__init__(img_path=str(path), gt_label=0, sample_idx=0)
+        self._channels, self._swapped = channels, swapped
+
+    @property
+    def is_read(self) -> bool:
+        return super().__contains__('img')
+
+    def __missing__(self, key: str) -> Any:
+        if key != 'img':
+            raise KeyError(key)
+        if self._channels not in (1, 3):
             raise ValueError(
-                f'{config.filename}: data set {dataset.get("type")} has neither a pipeline nor one '
-                'data set with a pipeline inside: give train_dataloader.dataset.pipeline'
+                f'no step of the training pipeline reads files, and the model takes '
+                f'{self._channels} channels: add a step that reads such files'
             )
-        dataset = dataset.dataset
-    steps = list(dataset.pipeline)
-    preprocessor = config.get('data_preprocessor') or config.model.get('data_preprocessor') or {}
-    steps += [step for step in preprocessor.get('augment', ()) if _name(step) in _CROPS]
-    if preprocessor.get('mask_generator'):
-        steps.append(preprocessor['mask_generator'])
-    if not any(_name(step) == 'PackInputs' for step in steps):
-        steps.append(dict(type='PackInputs'))
-    return steps
+        with Image.open(self['img_path']) as image:
+            pixels = np.asarray(image.convert('L' if self._channels == 1 else 'RGB'))
+        self['img'] = pixels[..., ::-1].copy() if self._swapped else pixels.copy()
+        self['img_shape'] = self['ori_shape'] = pixels.shape[:2]
+        return self['img']
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key == 'img' else super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return key == 'img' or super().__contains__(key)
 
 
-def _middle(results: dict[str, Any], size: int | Sequence[int]) -> dict[str, Any]:
-    """The largest part of the aspect ratio of ``size`` (h, w), around the middle, at that size."""
-    height, width = (size, size) if isinstance(size, int) else size
-    image = Image.fromarray(results['img'])
-    fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    return dict(results, img=np.array(fitted), img_shape=(height, width))
+def _made(steps: Sequence[Any], sample: Any) -> Any:
+    """The sample after all steps; whatever goes wrong while it is read names the file."""
+    path = sample['img_path']
+    for step in steps:
+        reading = isinstance(sample, _File) and not sample.is_read
+        try:
+            if reading:
+                _check_pixels(path)
+            sample = step(sample)
+        # Decoders raise SyntaxError, struct.error, cv2.error, AssertionError, ...
+        except Exception as error:
+            if not reading or isinstance(error, UnreadableImageError):
+                raise
+            raise UnreadableImageError(
+                f'{path} cannot be read as an image: {type(error).__name__}: {one_line(error)}'
+            ) from error
+        if sample is None:  # skipped, as in training
+            raise UnreadableImageError(f'{path} cannot be read as an image')
+    return sample
 
 
-def _sample(path: str | Path) -> dict[str, Any]:
-    """What LoadImageFromFile gives; grey and palette images become BGR as well.
-
-    Raises:
-        ValueError: the file is no image, is damaged, or has more pixels than Pillow thinks safe.
-    """
+def _check_pixels(path: str) -> None:
+    """Pillow reads the header only, and raises DecompressionBombError; other files are not its."""
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert('RGB'))[..., ::-1].copy()
-    # Pillow's decoders also raise SyntaxError, struct.error, DecompressionBombError, ...
-    except Exception as error:
-        raise ValueError(
-            f'{path} cannot be read as an image: {type(error).__name__}: {one_line(error)}'
-        ) from error
-    return dict(
-        img=pixels,
-        img_path=str(path),
-        img_shape=pixels.shape[:2],
-        ori_shape=pixels.shape[:2],
-        gt_label=0,
-        sample_idx=0,
-    )
+        with Image.open(path):
+            return
+    except UnidentifiedImageError:
+        return

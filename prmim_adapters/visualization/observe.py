@@ -10,13 +10,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmpretrain.models import MAEPretrainHead, SimMIMHead, SparKPretrainHead
 from torch import Tensor, nn
 
 from ..adapters import partial_of
 from ..core import RaggedPartition, TokenPartition, scatter_tokens
+from ..core.partition import Grid
 from ..core.seeding import seeded
+from .display import Display, default_channels
 
 VISIBLE, KEPT, THROWN = range(3)
+
+#: Heads whose predictions are pixels, and the name of the module that compares them.
+_PIXEL_LOSSES = {
+    MAEPretrainHead: 'loss_module',
+    SimMIMHead: 'loss_module',
+    SparKPretrainHead: 'loss',
+}
+#: Takes square images only; its layout is drawn here.
+_upstreams = MAEPretrainHead.unpatchify
 
 
 @dataclass(frozen=True)
@@ -24,20 +36,24 @@ class Observation:
     """What one batch looked like inside the model.
 
     Attributes:
-        images: (B, 3, H, W) in [0, 1], RGB, as the model saw them.
+        images: (B, 3, H, W) in [0, 1], red, green, blue: what the model saw.
         roles: (B, h, w) int64 on the patch grid: VISIBLE, KEPT or THROWN.
         reconstruction: (B, 3, H, W) in [0, 1]: visible patches as they are, predictions at masked
             ones, NaN at masked ones that the model does not predict (plain partial reconstruction).
             None if the model predicts features rather than pixels.
+        per_patch: whether the reconstruction was given the mean and variance of the true patches.
     """
 
     images: Tensor
     roles: Tensor
     reconstruction: Tensor | None
+    per_patch: bool = False
 
 
 @torch.no_grad()
-def observe(model: Any, batch: dict[str, Any], seed: int = 0) -> Observation:
+def observe(
+    model: Any, batch: dict[str, Any], seed: int = 0, display: Display | None = None
+) -> Observation:
     """Run ``model.loss`` on a batch and look at it.
 
     Where the target is normalised per patch (``norm_pix``), the prediction is shown with the mean
@@ -47,6 +63,8 @@ def observe(model: Any, batch: dict[str, Any], seed: int = 0) -> Observation:
         model: attached mmpretrain algorithm; left in the mode it came in.
         batch: collated ``dict(inputs, data_samples)``, before the data preprocessor.
         seed: of the kept tokens, and of the mask, where the model draws it.
+        display: how to show what the model sees (:func:`.display.display_of`); the first three
+            channels, every image in its own range, by default.
 
     Raises:
         ValueError: nothing is attached to the model; its ``throw_ratio`` is 0 and the adapter hands
@@ -69,13 +87,14 @@ def observe(model: Any, batch: dict[str, Any], seed: int = 0) -> Observation:
         raise ValueError('nothing was partitioned: with throw_ratio=0 the model is the original')
     partition = _of_first(_of_one_size(partitions[0]), len(inputs))
     roles = _roles(partition)
-    images = _to_rgb(model, inputs)
-    reconstruction = None
-    predicted = _predicted_pixels(model, inputs, losses[0][0], partition) if losses else None
-    if predicted is not None:
-        unknown = (roles == THROWN) & (not partial.supervises_thrown)
-        reconstruction = _composed(images, _to_rgb(model, predicted), roles, unknown)
-    return Observation(images, roles, reconstruction)
+    display = (display or Display(default_channels(inputs.shape[1]))).fitted(inputs)
+    images = display(inputs)
+    if not losses:
+        return Observation(images, roles, None)
+    unknown = (roles == THROWN) & (not partial.supervises_thrown)
+    predicted = display(_predicted_pixels(model, inputs, losses[0][0], partition))
+    reconstruction = _composed(images, predicted, roles, unknown)
+    return Observation(images, roles, reconstruction, getattr(model.head, 'norm_pix', False))
 
 
 def _of_one_size(partition: TokenPartition | RaggedPartition) -> TokenPartition:
@@ -97,14 +116,16 @@ def _of_first(partition: TokenPartition, size: int) -> TokenPartition:
 
 @contextmanager
 def _recorded(model: nn.Module) -> Iterator[tuple[list, list[tuple]]]:
-    """Lists that fill with the partitions and with the arguments of the loss module."""
+    """Lists that fill with the partitions and with the arguments of a loss of pixels."""
     partial = partial_of(model)
     partitions: list[TokenPartition | RaggedPartition] = []
     losses: list[tuple] = []
     handles = [partial.register_forward_hook(lambda _, args, made: partitions.append(made))]
-    loss_module = getattr(getattr(model, 'head', None), 'loss_module', None)
-    if isinstance(loss_module, nn.Module):
-        handles.append(loss_module.register_forward_pre_hook(lambda _, args: losses.append(args)))
+    head = getattr(model, 'head', None)
+    for kind, attribute in _PIXEL_LOSSES.items():
+        if isinstance(head, kind):
+            module = getattr(head, attribute)
+            handles.append(module.register_forward_pre_hook(lambda _, args: losses.append(args)))
     try:
         yield partitions, losses
     finally:
@@ -121,40 +142,34 @@ def _roles(partition: TokenPartition) -> Tensor:
     return roles.unflatten(1, partition.grid)
 
 
-def _to_rgb(model: Any, normalised: Tensor) -> Tensor:
-    """Undo the data preprocessor's normalisation: (B, 3, H, W) -> the same in [0, 1]."""
-    preprocessor = model.data_preprocessor
-    if getattr(preprocessor, '_enable_normalize', False):
-        normalised = normalised * preprocessor.std + preprocessor.mean
-    return (normalised / 255).clamp(0, 1)
-
-
 def _predicted_pixels(
     model: Any, inputs: Tensor, predicted: Tensor, partition: TokenPartition
-) -> Tensor | None:
-    """(B, 3, H, W) in the normalised space of ``inputs``; None for predictions of features.
+) -> Tensor:
+    """(B, C, H, W) in the normalised space of ``inputs``.
 
-    Adapters predict supervised tokens only: rows (B, n, D) in MAE's patch layout, or a column of
-    patches (B, 3, n * s, s) in SimMIM's.
+    Adapters predict supervised tokens only: rows (B, n, D) in the patch layout of MAE and SparK,
+    or a column of patches (B, C, n * s, s) in SimMIM's.
     """
     head, supervised = model.head, partial_of(model).supervised(partition)
     if predicted.dim() == 4:
         side = predicted.shape[-1]
         patches = predicted.unflatten(2, (-1, side)).transpose(1, 2)
         dense = scatter_tokens(patches.flatten(2), supervised, partition.length)
-        dense = dense.unflatten(2, (3, side, side)).unflatten(1, partition.grid)
-        return dense.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-    if not hasattr(head, 'unpatchify'):
-        return None
+        return _joined(dense.unflatten(2, (-1, side, side)), partition.grid)
     dense = scatter_tokens(predicted, supervised, partition.length)
-    if getattr(head, 'norm_pix', False):
+    if head.norm_pix:
         patches = head.patchify(inputs)
         mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
         dense = dense * (variance + 1e-6) ** 0.5 + mean
-    height, width = partition.grid
-    side = inputs.shape[-1] // width
-    units = dense.unflatten(2, (side, side, -1)).unflatten(1, (height, width))  # B, h, w, p, q, C
-    return units.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+    if getattr(type(head), 'unpatchify', _upstreams) is not _upstreams:
+        return head.unpatchify(dense)  # a user's own layout
+    patches = dense.unflatten(2, (head.patch_size, head.patch_size, -1))
+    return _joined(patches.movedim(-1, 2), partition.grid)
+
+
+def _joined(patches: Tensor, grid: Grid) -> Tensor:
+    """(B, L, C, s, s) patches -> (B, C, H, W) images."""
+    return patches.unflatten(1, grid).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 def _composed(images: Tensor, predicted: Tensor, roles: Tensor, unknown: Tensor) -> Tensor:

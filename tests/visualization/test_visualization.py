@@ -22,6 +22,8 @@ from prmim_adapters.visualization import (
     KEPT,
     THROWN,
     VISIBLE,
+    Observation,
+    display_of,
     load_images,
     load_model,
     observe,
@@ -53,9 +55,16 @@ def images(tmp_path: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
+def look(settings: Config, images: list[str], model: Any = None, seed: int = 0) -> Observation:
+    """What ``prmim show`` draws."""
+    model = model or load_model(settings)
+    batch = load_images(settings, model, images, seed)
+    return observe(model, batch, seed, display_of(settings, model))
+
+
 def test_roles_are_the_partition(config: Callable[..., Config], images: list[str]) -> None:
     settings = config(throw_ratio=0.5)
-    observation = observe(load_model(settings), load_images(settings, images))
+    observation = look(settings, images)
     counts = [(observation.roles == role).sum(dim=(1, 2)).tolist() for role in range(3)]
     assert counts == [[36, 36], [36, 36], [72, 72]]  # 144 tokens: 75 % masked, half thrown
 
@@ -63,7 +72,7 @@ def test_roles_are_the_partition(config: Callable[..., Config], images: list[str
 def test_visible_pixels_are_the_image(config: Callable[..., Config], images: list[str]) -> None:
     """Un-normalised pixels are those of the file: 96 px, so the crop takes all of it."""
     settings = config()
-    observation = observe(load_model(settings), load_images(settings, images))
+    observation = look(settings, images)
     grey = torch.from_numpy(np.asarray(Image.open(images[1]))) / 255
     torch.testing.assert_close(observation.images[1, 0], grey, rtol=0, atol=1e-6)
     visible = (observation.roles == VISIBLE).repeat_interleave(8, 1).repeat_interleave(8, 2)
@@ -83,7 +92,7 @@ def test_reconstruction_of_a_perfect_prediction_is_the_image(
     hook = model.head.loss_module.register_forward_pre_hook(
         lambda _, args: (args[1], args[1], *args[2:])
     )
-    observation = observe(model, load_images(settings, images))
+    observation = look(settings, images, model)
     hook.remove()
     torch.testing.assert_close(observation.reconstruction, observation.images, rtol=0, atol=1e-5)
 
@@ -92,7 +101,7 @@ def test_plain_partial_reconstruction_leaves_thrown_patches_open(
     config: Callable[..., Config], images: list[str]
 ) -> None:
     settings = config(aggregator=None, sampler='random')
-    observation = observe(load_model(settings), load_images(settings, images))
+    observation = look(settings, images)
     assert observation.reconstruction is not None
     unknown = observation.reconstruction.isnan().all(dim=1)
     thrown = (observation.roles == THROWN).repeat_interleave(8, 1).repeat_interleave(8, 2)
@@ -104,21 +113,21 @@ def test_observing_changes_nothing(config: Callable[..., Config], images: list[s
     model = load_model(settings).train()
     state = {key: value.clone() for key, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    first = observe(model, load_images(settings, images), seed=3)
-    second = observe(model, load_images(settings, images), seed=3)
+    first = look(settings, images, model, 3)
+    second = look(settings, images, model, 3)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert model.training
     assert not partial_of(model)._forward_hooks
     assert not model.head.loss_module._forward_pre_hooks
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
     assert torch.equal(first.roles, second.roles)
-    assert not torch.equal(first.roles, observe(model, load_images(settings, images), 4).roles)
+    assert not torch.equal(first.roles, look(settings, images, model, 4).roles)
 
 
 def test_panels_show_the_roles(config: Callable[..., Config], images: list[str]) -> None:
     """Middle of a patch: the colour of its role in the map, grey where hidden."""
     settings = config()
-    observation = observe(load_model(settings), load_images(settings, images))
+    observation = look(settings, images)
     sheet = np.asarray(panels(observation, side=96))
     top, left, step = 22 + 6, 6, 96 + 6  # header + gap, gap, panel + gap
     expected = {KEPT: (31, 102, 184), THROWN: (245, 168, 64)}
@@ -162,7 +171,7 @@ def test_a_crop_of_another_aspect_ratio_takes_the_largest_middle(
 ) -> None:
     settings = config()
     settings.train_dataloader.dataset.pipeline[1].scale = (48, 96)
-    inputs = load_images(settings, images)['inputs']
+    inputs = load_images(settings, load_model(settings), images)['inputs']
     assert inputs.shape == (2, 3, 48, 96)
     # The grey image has 96 x 96 pixels: nothing to resample.
     np.testing.assert_array_equal(inputs[1, 0], np.asarray(Image.open(images[1]))[24:72])
@@ -170,7 +179,7 @@ def test_a_crop_of_another_aspect_ratio_takes_the_largest_middle(
     pixels = np.asarray(Image.open(images[0])).copy()
     pixels[:13], pixels[107:] = 0, 255
     Image.fromarray(pixels).save(images[0])
-    assert torch.equal(load_images(settings, images)['inputs'], inputs)
+    assert torch.equal(load_images(settings, load_model(settings), images)['inputs'], inputs)
 
 
 def in_memory(settings: Config, size: int, **options: Any) -> Config:
@@ -190,8 +199,8 @@ def test_images_of_a_config_with_its_data_in_memory(
     config: Callable[..., Config], images: list[str]
 ) -> None:
     ordinary, settings = config(), in_memory(config(), 96)
-    expected = observe(load_model(ordinary), load_images(ordinary, images))
-    observation = observe(load_model(settings), load_images(settings, images))
+    expected = look(ordinary, images)
+    observation = look(settings, images)
     assert torch.equal(observation.images, expected.images)
     assert torch.equal(observation.roles == VISIBLE, expected.roles == VISIBLE)
 
@@ -201,8 +210,8 @@ def test_a_data_set_without_a_pipeline_is_refused(
 ) -> None:
     settings = config()
     settings.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[])
-    with pytest.raises(ValueError, match='data set ConcatDataset has neither a pipeline nor'):
-        load_images(settings, images)
+    with pytest.raises(ValueError, match='nor one in a data set inside it'):
+        look(settings, images)
 
 
 def test_command(config: Callable[..., Config], images: list[str], tmp_path: Path) -> None:
@@ -242,8 +251,8 @@ def png(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ('content', 'what'),
     [
-        (b'', 'UnidentifiedImageError'),
-        (b'text', 'UnidentifiedImageError'),
+        (b'', 'error'),
+        (b'text', 'AssertionError: failed to load'),
         (png(20_000, 20_000), 'DecompressionBombError'),
         (png(64, 64), ''),
         (b'GIF89a' + bytes(40), ''),
@@ -256,7 +265,7 @@ def test_a_damaged_image_is_named(
     path = tmp_path / 'damaged.png'
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f'damaged.png cannot be read as an image: {what}'):
-        load_images(config(), [path])
+        load_images(config(), load_model(config()), [path])
 
 
 @pytest.fixture
@@ -280,7 +289,7 @@ def test_simmim_patches_come_back_where_they_were(simmim: Config, images: list[s
     hook = model.head.loss_module.register_forward_pre_hook(
         lambda _, args: (args[1], args[1], *args[2:])
     )
-    observation = observe(model, load_images(simmim, images))
+    observation = look(simmim, images, model)
     hook.remove()
     counts = [(observation.roles == role).sum(dim=(1, 2)).tolist() for role in range(3)]
     assert counts == [[14, 14], [4, 4], [18, 18]]  # 36 units, 22 masked, 18 thrown
@@ -290,12 +299,12 @@ def test_simmim_patches_come_back_where_they_were(simmim: Config, images: list[s
 def test_ratio_0_is_said_to_have_nothing_to_show(simmim: Config, images: list[str]) -> None:
     simmim.model.throw_ratio = 0.0
     with pytest.raises(ValueError, match='throw_ratio=0'):
-        observe(load_model(simmim), load_images(simmim, images))
+        look(simmim, images)
 
 
 def test_masks_that_the_device_draws_are_drawn(simmim: Config, images: list[str]) -> None:
     *_, generator, _ = simmim.train_dataloader.dataset.pipeline
     settings = in_memory(simmim, 192, mask_generator=generator)
-    roles = observe(load_model(settings), load_images(settings, images)).roles
+    roles = look(settings, images).roles
     counts = [(roles == role).sum(dim=(1, 2)).tolist() for role in range(3)]
     assert counts == [[14, 14], [4, 4], [18, 18]]  # 36 units, 22 masked, 18 thrown

@@ -5,6 +5,7 @@ Modifications:
 * ``MAEPretrainDecoder.forward`` runs its blocks on prefix + visible + kept tokens, its prediction
   layer on supervised tokens, and returns those rows only.
 * The heads hand target and mask at the same rows to the framework's own loss module.
+* Images need not be square (see ``frameworks/rectangles.py``).
 * With a backbone that emits no cls token (HiViT) no prefix is assumed. Upstream takes the first
   visible token for the cls token there, which shifts every visible token by one position; while
   tokens are thrown, each is put at its own position.
@@ -19,9 +20,12 @@ from torch import Tensor
 
 from ...core import PartialReconstruction
 from ...core.partition import Grid
+from ...frameworks.rectangles import allow_rectangles
 from ..mae_decoder import decode_supervised
 from ..registry import ADAPTERS
 from ..seams import Seams, patch_grid
+
+allow_rectangles()
 
 
 class PRMAEPretrainDecoder(MAEPretrainDecoder):

@@ -15,7 +15,7 @@ from prmim_adapters.frameworks.fcmae import masked_units
 from prmim_adapters.testing import recorded_partitions
 
 
-def build(arch=None, embed_dim=32, width=16, img_size=160, execution='packed', depth=2, **others):
+def build(arch=None, embed_dim=32, width=16, img_size=160, execution='packed', depth=2):
     torch.manual_seed(0)
     model = MODELS.build(
         {
@@ -33,7 +33,7 @@ def build(arch=None, embed_dim=32, width=16, img_size=160, execution='packed', d
                 'decoder_depth': depth,
             },
             'head': {
-                'type': others.get('head', 'MAEPretrainHead'),
+                'type': 'MAEPretrainHead',
                 'norm_pix': True,
                 'patch_size': 32,
                 'loss': {'type': 'PixelReconstructionLoss', 'criterion': 'L2'},
@@ -107,8 +107,8 @@ def test_works_with_either_execution_alike():
 def test_images_that_are_not_square(ratio):
     """At ratio 0 the framework's loss; the decoder predicts units where they are."""
     images = torch.randn(2, 3, 64, 160)
-    framework = build(img_size=(64, 160), head='FCMAEPretrainHead')
-    ours = prmim.attach(build(img_size=(64, 160), head='FCMAEPretrainHead'), throw_ratio=ratio)
+    framework = build(img_size=(64, 160))
+    ours = prmim.attach(build(img_size=(64, 160)), throw_ratio=ratio)
     losses = []
     for model in (framework, ours):
         torch.manual_seed(3)

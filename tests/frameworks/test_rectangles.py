@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mmpretrain's MAE on images that are not square, with and without partial reconstruction."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mmpretrain.models import MAEPretrainHead
+from mmpretrain.models.utils import build_2d_sincos_position_embedding
+from mmpretrain.registry import MODELS
+from mmpretrain.utils import register_all_modules
+
+import prmim_adapters as prmim
+from prmim_adapters.accounting import make_batch
+from prmim_adapters.accounting.report import compare
+from prmim_adapters.accounting.variants import variants_of
+from prmim_adapters.adapters import partial_of
+from prmim_adapters.frameworks.rectangles import allow_rectangles
+
+register_all_modules()
+allow_rectangles()
+
+ARCH = dict(embed_dims=48, num_layers=2, num_heads=3, feedforward_channels=96)
+
+
+def build(img_size, num_patches, head='MAEPretrainHead', **changes):
+    torch.manual_seed(0)
+    framework = dict(
+        type='MAE',
+        backbone=dict(type='MAEViT', arch=ARCH, img_size=img_size, patch_size=16),
+        neck=dict(
+            type='MAEPretrainDecoder',
+            num_patches=num_patches,
+            embed_dim=48,
+            decoder_embed_dim=48,
+            decoder_depth=1,
+            decoder_num_heads=3,
+        ),
+        head=dict(
+            type=head,
+            patch_size=16,
+            norm_pix=True,
+            loss=dict(type='PixelReconstructionLoss', criterion='L2'),
+        ),
+    )
+    model = MODELS.build({**framework, **changes})
+    model.init_weights()
+    return model
+
+
+def positions_by_hand(grid, width):
+    """Rows by the first half of the channels, columns by the second: sine, then cosine."""
+    omega = 10000.0 ** -(torch.arange(width // 4) / (width // 4))
+    found = []
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            y, x = row * omega, column * omega
+            found.append(torch.cat((y.sin(), y.cos(), x.sin(), x.cos())))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(('img_size', 'grid'), [((64, 256), (4, 16)), ((32, 64), (2, 4))])
+def test_initial_positions_are_those_of_the_grid(img_size, grid):
+    """Of 64 patches, upstream's are those of 8 x 8; of 8 patches it has none."""
+    model = build(img_size, grid[0] * grid[1])
+    expected = positions_by_hand(grid, 48)
+    for table in (model.backbone.pos_embed, model.neck.decoder_pos_embed):
+        torch.testing.assert_close(table[0, 1:], expected, rtol=0, atol=1e-5)
+        assert not table[0, 0].any()
+
+
+def test_squares_keep_mmpretrains_positions_and_patches():
+    model = build(64, 16)
+    expected = build_2d_sincos_position_embedding(4, 48, cls_token=True)
+    assert torch.equal(model.backbone.pos_embed, expected)
+    assert torch.equal(model.neck.decoder_pos_embed, expected)
+    images = torch.randn(2, 3, 64, 64)
+    patches = torch.einsum('nchpwq->nhwpqc', images.reshape(2, 3, 4, 16, 4, 16)).reshape(2, 16, -1)
+    assert torch.equal(model.head.patchify(images), patches)
+    assert torch.equal(model.head.unpatchify(patches), images)
+
+
+def test_patches_of_a_rectangle_are_those_of_the_squares_in_it():
+    head = build((64, 256), 64).head
+    images = torch.randn(2, 3, 64, 256)
+    patches = head.patchify(images).unflatten(1, (4, 16))
+    for left in range(4):
+        square = head.patchify(images[..., 64 * left : 64 * left + 64]).unflatten(1, (4, 4))
+        assert torch.equal(patches[:, :, 4 * left : 4 * left + 4], square)
+
+
+MFF = dict(type='MFFViT', arch=ARCH, img_size=(64, 128), patch_size=16, out_indices=[0, 1])
+
+
+@pytest.mark.parametrize('backbone', [None, MFF])
+@pytest.mark.parametrize('ratio', [0.0, 0.25])
+def test_losses_are_finite_and_ratio_0_is_the_frameworks(backbone, ratio):
+    changes = {} if backbone is None else dict(type='MFF', backbone=backbone)
+    framework, ours = (build((64, 128), 32, **changes) for _ in range(2))
+    prmim.attach(ours, ratio)
+    assert partial_of(ours).grid == (4, 8)
+    images, losses = torch.randn(2, 3, 64, 128), []
+    for model in (framework, ours):
+        torch.manual_seed(1)
+        losses.append(model.loss(images, None)['loss'])
+    losses[1].backward()
+    assert torch.isfinite(losses[1])
+    if ratio == 0:
+        assert torch.equal(*losses)
+
+
+def test_the_cost_of_a_rectangle_is_compared_with_the_frameworks():
+    model = prmim.attach(build((64, 256), 64), 0.5)
+    report = compare(variants_of(model), make_batch(model), full=False)
+    assert report.inputs == (3, 64, 256)
+    for cost in report.costs[1:]:
+        assert report.closed_form_error(cost) == pytest.approx(0, abs=0.01)
+
+
+class MyHead(MAEPretrainHead):
+    """What users of mmpretrain write for rectangles."""
+
+    def patchify(self, imgs):
+        return 2 * super().patchify(imgs)
+
+
+def test_a_patchify_of_a_users_own_stays():
+    MODELS.register_module(name='MyHead', module=MyHead, force=True)
+    model = prmim.attach(build((64, 256), 64, head='MyHead'), 0.25)
+    images = torch.randn(1, 3, 64, 256)
+    plain = build((64, 256), 64).head
+    assert torch.equal(model.head.patchify(images), 2 * plain.patchify(images))
+    assert torch.isfinite(model.loss(images, None)['loss'])
