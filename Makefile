@@ -1,6 +1,7 @@
 # make pretrain   from nothing: environment, demo tiles, training on the CPU, cost table, picture
 # make test       from nothing: environment, tests
 # make check      lint, spelling, types, import direction, documentation
+# make mutations  breaks the code in each way that the tests must notice (minutes)
 # make clean      removes what the others made
 #
 # With PYTHON=/path/to/python, an environment that has everything is used as it is.
@@ -16,7 +17,7 @@ BASE_PYTHON ?= python3
 bin := $(dir $(or $(shell command -v $(PYTHON)),$(PYTHON)))
 export PATH := $(abspath $(bin)):$(PATH)
 
-.PHONY: pretrain test check clean
+.PHONY: pretrain test check mutations clean
 
 pretrain: export PYTHONWARNINGS := ignore
 pretrain: $(environment) data/demo/done
@@ -36,6 +37,9 @@ check: $(environment)
 	lint-imports
 	python benchmarks/tables.py --check
 	python tools/check_docs.py
+
+mutations: $(environment)
+	python tools/mutations.py
 
 data/demo/done: prmim_adapters/demo_data.py | $(environment)
 	python -m prmim_adapters.demo_data data/demo

@@ -44,12 +44,24 @@ def recorded_partitions(model: nn.Module) -> Iterator[Recorded]:
         handle.remove()
 
 
+class _AsIfThrown(RaggedPartition):
+    """Says that it throws a token, so that no adapter takes the framework's path."""
+
+    num_thrown = 1
+
+
 @contextmanager
 def nothing_thrown(model: nn.Module) -> Iterator[None]:
     """The adapter's own path, with every masked token kept."""
     partial = partial_of(model)
     ratio, partial.throw_ratio = partial.throw_ratio, 0.0
+    handle = partial.register_forward_hook(
+        lambda module, args, made: (
+            _AsIfThrown(made.groups) if isinstance(made, RaggedPartition) else None
+        )
+    )
     try:
         yield
     finally:
+        handle.remove()
         partial.throw_ratio = ratio

@@ -154,6 +154,14 @@ def check_two_losses_before_one_backward(case: AdapterCase) -> None:
     _same_gradients({name: _gradients(model)[name] for name in expected}, expected)
 
 
+def check_subclasses(case: AdapterCase) -> None:
+    """A user's subclass of the framework's class, with nothing overridden, trains alike."""
+    model = case.model()
+    target = case.target(model)
+    target.__class__ = type(f'My{type(target).__name__}', (type(target),), {})
+    assert torch.equal(case.loss(case.attached(model)), case.loss(case.attached()))
+
+
 def check_activation_checkpointing(case: AdapterCase) -> None:
     """The framework's own checkpointing changes nothing."""
     case.skip_if(not case.checkpointing, 'the framework has no activation checkpointing')

@@ -27,10 +27,11 @@ class Absent:
 Case = partial(AdapterCase, before_compile=make_compilable)
 
 
-def images(batch_size: int = 3, size: int = 32, seed: int = 5) -> Tensor:
-    """(B, 3, size, size) normal noise."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch_size, 3, size, size, generator=generator)
+def images(batch_size: int = 3, size: int | tuple[int, int] = 32, channels: int = 3) -> Tensor:
+    """(B, channels, H, W) normal noise."""
+    size = (size, size) if isinstance(size, int) else size
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(batch_size, channels, *size, generator=generator)
 
 
 def collect() -> list[AdapterCase]:

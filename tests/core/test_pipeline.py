@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
 import pytest
 import torch
 from masks import random_mask
@@ -83,6 +85,17 @@ def test_stages_go_from_near_to_far_and_build_on_each_other():
     assert_close(done, one)
     late = rows[0, -1]
     assert any(torch.equal(late, row) for row in features[0])
+
+
+def test_the_second_stage_reads_the_first():
+    partial = pipeline(stages=2)
+    partition, features, rows = run(partial, random_mask(2, 36, 27))
+    near, far = partition.thrown.tensor_split(2, dim=1)
+    light, queries = Distance(WIDTH, GRID), torch.zeros(36, WIDTH)
+    first = light(features, replace(partition, thrown=near), queries)
+    known = replace(partition, kept=torch.cat((partition.kept, near), 1), thrown=far)
+    second = light(torch.cat((features, first), 1), known, queries)
+    assert_close(rows, torch.cat((features[:, 9:], first, second), 1))
 
 
 def test_ragged_rule():

@@ -66,8 +66,8 @@ def build_eva():
     return model
 
 
-def batch(size: int = 32):
-    return dict(inputs=images(size=size), data_samples=None)
+def batch(size: int = 32, channels: int = 3):
+    return dict(inputs=images(size=size, channels=channels), data_samples=None)
 
 
 def features(model, tokens):
@@ -85,11 +85,13 @@ def decoder_saving(out: int, prefix: int, before: int = 65) -> float:
     return blocks + (before - 48) * width * out
 
 
-def case(name: str, make, out: int = 48, prefix: int = 1, size: int = 32, **changes) -> Case:
+def case(
+    name: str, make, out: int = 48, prefix: int = 1, size: int = 32, channels: int = 3, **changes
+) -> Case:
     return Case(
         name=name,
         build=make,
-        batch=partial(batch, size),
+        batch=partial(batch, size, channels),
         ratio=0.5,
         invalid_ratio=0.75,
         heavy=lambda model: model.neck.decoder_blocks[0],
@@ -138,14 +140,19 @@ def build_mended_hivit():
 CASES = [
     case('mae', build()),
     case(
-        'mae-l1',
+        'mae-l1-gray',
         build(
+            backbone={**ENCODER, 'patch_cfg': dict(in_channels=1)},
+            neck={**DECODER, 'in_chans': 1},
             head={
                 **HEAD,
+                'in_channels': 1,
                 'norm_pix': False,
                 'loss': dict(type='PixelReconstructionLoss', criterion='L1'),
-            }
+            },
         ),
+        out=16,
+        channels=1,
     ),
     case('mff', build(type='MFF', backbone={**ENCODER, 'type': 'MFFViT', 'out_indices': [0, 1]})),
     case('eva', build_eva, out=16),

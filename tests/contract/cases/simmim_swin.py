@@ -47,7 +47,9 @@ def build_padded():
 
 
 def batch():
-    return dict(inputs=images(size=32 * UNITS), data_samples=samples(masks(UNITS, 10, scale=8)))
+    return dict(
+        inputs=images(size=32 * UNITS), data_samples=samples(masks((UNITS, UNITS), 10, scale=8))
+    )
 
 
 def features(model, tokens):

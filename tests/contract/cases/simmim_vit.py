@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SimMIM with the ViT backbone of this package."""
+"""SimMIM with the ViT backbone of this package, on a rectangle."""
 
 import torch
 from contract_case import Case, images
@@ -8,7 +8,8 @@ from mmpretrain.structures import DataSample
 
 from prmim_adapters.frameworks.simmim_vit import SimMIMViT  # noqa: F401  registers it
 
-WIDTH, DEPTH, HEADS, PATCH, SIDE = 24, 2, 2, 8, 8
+WIDTH, DEPTH, HEADS, PATCH = 24, 2, 2, 8
+SIZE = (4 * PATCH, 16 * PATCH)
 
 
 def build():
@@ -20,7 +21,7 @@ def build():
                 arch=dict(
                     embed_dims=WIDTH, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=48
                 ),
-                img_size=PATCH * SIDE,
+                img_size=SIZE,
                 patch_size=PATCH,
             ),
             neck=dict(type='SimMIMLinearDecoder', in_channels=WIDTH, encoder_stride=PATCH),
@@ -37,11 +38,11 @@ def build():
     return model
 
 
-def masks(units: int, masked: int, scale: int, batch_size: int = 3) -> torch.Tensor:
-    """(B, units * scale, units * scale) int64, ``masked`` units of scale x scale tokens each."""
+def masks(grid: tuple[int, int], masked: int, scale: int, batch_size: int = 3) -> torch.Tensor:
+    """(B, H * scale, W * scale) int64, ``masked`` units of scale x scale tokens each."""
     generator = torch.Generator().manual_seed(7)
-    order = torch.rand(batch_size, units**2, generator=generator).argsort(dim=1)
-    mask = torch.zeros_like(order).scatter(1, order[:, :masked], 1).view(-1, units, units)
+    order = torch.rand(batch_size, grid[0] * grid[1], generator=generator).argsort(dim=1)
+    mask = torch.zeros_like(order).scatter(1, order[:, :masked], 1).view(-1, *grid)
     return mask.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 
@@ -50,9 +51,7 @@ def samples(mask: torch.Tensor) -> list[DataSample]:
 
 
 def batch():
-    return dict(
-        inputs=images(size=PATCH * SIDE), data_samples=samples(masks(SIDE // 2, 10, scale=2))
-    )
+    return dict(inputs=images(size=SIZE), data_samples=samples(masks((2, 8), 10, scale=2)))
 
 
 def features(model, tokens):
