@@ -124,7 +124,8 @@ def share_of_step(
     times = time_interleaved([training_step(model, batch, timing)], timing, device)[0]
     seconds = times.processor if _alone(device) else times.seconds
     step = statistics.median(seconds) * 1e3
-    light = stages(images, side, width, device, repeats)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'):
+        light = stages(images, side, width, device, repeats)
     total = light['partition'] + light['aggregator cross_attention']
     return {
         'config': Path(config).stem,

@@ -93,6 +93,7 @@ STAGES: tuple[Stage, ...] = (
         'profile', 'counted against measured', 'gpu_stages.profile.profile_steps',
         {'configs': ((MAE, 256), (SIMMIM, 128), (SWIN, 64))}, seconds=30.0,
     ),
+    steps('mae_graphs', 'MAE ViT-B/16, CUDA graphs', MAE, 512, compiled='reduce-overhead'),
     steps('mae_ratios', 'MAE ViT-B/16, other ratios', MAE, 512, ratios=(0.25, 0.375)),
     steps('simmim_ratios', 'SimMIM ViT-B/16, another ratio', SIMMIM, 256, 1.3, ratios=(0.25,)),
     Stage('evidence', 'accuracy, with the time that is left', 'gpu_stages.evidence.sweep'),
@@ -138,7 +139,7 @@ def estimate(stage: Stage, calibration: dict[str, Any] | None) -> float:
     models += sum(bool(options.get(key)) for key in ('peer', 'dense', 'by_length'))
     images = options['batch'] * models * (ROUNDS + WARMUP + MEMORY_STEPS)
     seconds = 2 * models * build + images * gmacs(config) * per_gmac
-    return seconds + options.get('compiled', False) * models * COMPILE_SECONDS
+    return seconds + bool(options.get('compiled')) * models * COMPILE_SECONDS
 
 
 def made_of_steps(stage: Stage) -> bool:

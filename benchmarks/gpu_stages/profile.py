@@ -120,8 +120,8 @@ def _spent(profiler: profile, device: torch.device) -> Iterable[tuple[str, float
         torch.autograd.DeviceType.CUDA if device.type == 'cuda' else torch.autograd.DeviceType.CPU
     )
     for event in profiler.events():
-        if event.device_type != wanted:
-            continue
+        if event.device_type != wanted or getattr(event, 'is_user_annotation', False):
+            continue  # an annotation spans the kernels below it
         if device.type == 'cuda':
             yield event.name, event.time_range.elapsed_us()
         elif event.self_cpu_time_total > 0:

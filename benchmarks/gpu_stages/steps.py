@@ -37,7 +37,7 @@ def bench(
     batch: int,
     ratios: tuple[float, ...] = (0.5,),
     attention: str = 'fused',
-    compiled: bool = False,
+    compiled: bool | str = False,
     peer: bool = False,
     dense: bool = False,
     by_length: bool = False,
@@ -50,7 +50,7 @@ def bench(
         batch: images.
         ratios: throw ratios.
         attention: 'fused' or 'explicit'.
-        compiled: with torch.compile.
+        compiled: with torch.compile; a string is its mode.
         peer: the cross-attention decoder beside them.
         dense: the framework with its masked, dense encoder beside the packed one.
         by_length: PR-MIM with one call of the encoder for each length of sequence.
@@ -88,12 +88,13 @@ def largest(context: Context, config: str, first: int) -> dict[str, Any]:
 
 
 def settings_of(
-    context: Context, batch: int, attention: str = 'fused', compiled: bool = False
+    context: Context, batch: int, attention: str = 'fused', compiled: bool | str = False
 ) -> Settings:
     """bf16 on the device; two images, fp32, one round and no compiler in a dry run."""
     if context.dry:
         return Settings(2, 'cpu', Timing(1, 1, attention=attention), memory=False)
-    timing = Timing(ROUNDS, WARMUP, 'bf16', compiled, attention)
+    mode = compiled if isinstance(compiled, str) else None
+    timing = Timing(ROUNDS, WARMUP, 'bf16', bool(compiled), attention, mode)
     return Settings(batch, context.device, timing, memory=False)
 
 

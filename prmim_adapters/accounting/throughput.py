@@ -33,6 +33,7 @@ class Timing:
         precision: 'fp32', or 'bf16' (autocast).
         compiled: whether torch.compile makes the loss path.
         attention: 'fused' as torch chooses, or 'explicit'.
+        mode: of torch.compile, where compiled: 'reduce-overhead' makes CUDA graphs.
     """
 
     steps: int = 10
@@ -40,6 +41,7 @@ class Timing:
     precision: str = 'fp32'
     compiled: bool = False
     attention: str = 'fused'
+    mode: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -115,11 +117,13 @@ def training_step(
     path = wrap(LossPath(model, batch))
     if timing.compiled:
         make_compilable(model)
-        path = torch.compile(path)  # type: ignore[assignment]
+        path = torch.compile(path, mode=timing.mode)  # type: ignore[assignment]
     trained = [p for p in model.parameters() if p.requires_grad]
     update = OPTIMIZERS.build({**(optimizer or {'type': 'AdamW', 'lr': 1e-4}), 'params': trained})
 
     def step() -> Tensor:
+        if timing.compiled:
+            torch.compiler.cudagraph_mark_step_begin()
         with ExitStack() as stack:
             for context in _contexts(views[0].device, timing):
                 stack.enter_context(context)
