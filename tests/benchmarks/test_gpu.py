@@ -238,9 +238,23 @@ def test_sweeps_are_interrupted_at_the_deadline(tmp_path):
     assert evidence.run_until([sys.executable, '-c', 'raise SystemExit(4)'], time.time() + 30) == 4
 
 
+def test_specs_of_the_sweeps_load(stage_result):
+    """The dry run asks the command for the state of the long ones; the short one has pairs at once."""
+    from prmim_adapters.sweep import load_spec
+
+    state = stage_result('evidence')
+    assert list(state) == ['cifar10_mae', 'tinyimagenet_mae']
+    assert all(entry['missing'] and not entry['finished'] for entry in state.values())
+    spec = load_spec(evidence.studies(60)[0].spec)
+    assert not spec.transfers
+    first = [(point.arm, point.ratio, point.seed) for point in spec.points()[:5]]
+    assert [seed for *_, seed in first] == [0] * 5
+    assert len(set(first)) == 5
+
+
 def test_a_sweep_without_its_data_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    study = evidence.studies()[0]
+    study = evidence.studies(3600)[0]
     assert evidence.missing(study) == 'there is no data/cifar10/train'
     study.data.mkdir(parents=True)
     assert evidence.missing(study) is None
