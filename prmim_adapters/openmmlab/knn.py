@@ -22,6 +22,7 @@ from mmpretrain.models.utils import SparseHelper, TwoNormDataPreprocessor
 from mmpretrain.registry import HOOKS
 from torch import Tensor, nn
 
+from ..core.seeding import seeded
 from .distributed import gather_shards, unwrapped
 
 
@@ -174,6 +175,19 @@ def extract_features(
     return torch.cat(features), torch.tensor(labels)
 
 
+def _labels(dataset: Any, where: str) -> list[int]:
+    """Labels of a data set: of all images where it says them, of the first one elsewhere."""
+    sample = dataset[0]['data_samples']
+    if 'gt_label' not in sample:
+        raise ValueError(
+            f'{where} has images without labels (no gt_label): give a labelled data set, such as '
+            'CustomDataset with a folder for each class and with_label=True'
+        )
+    if hasattr(dataset, 'get_gt_labels'):
+        return [int(label) for label in dataset.get_gt_labels()]
+    return [int(sample.gt_label)]
+
+
 @HOOKS.register_module()
 class KNNHook(Hook):
     """Log the weighted kNN accuracy of the frozen backbone during self-supervised training.
@@ -223,8 +237,35 @@ class KNNHook(Hook):
             else loader
             for loader in self.dataloaders
         ]
+        with seeded(0):  # looking at images draws their crops
+            self._check(unwrapped(runner.model))
         if self.at_start:
             self.evaluate(runner)
+
+    def _check(self, model: nn.Module) -> None:
+        """Refuse what would fail at the first evaluation, hours later.
+
+        Raises:
+            ValueError: fewer images than ``k``, images without labels, labels beyond
+                ``num_classes``, or no class token where it is asked for.
+            AttributeError: no ``backbone`` of that path.
+        """
+        loaders: list[Any] = self.dataloaders
+        images = len(loaders[0].dataset)
+        if not 1 <= self.k <= images:
+            raise ValueError(
+                f'KNNHook: k={self.k} neighbours asked of {images} training images: choose '
+                '1 <= k <= number of images of train_dataloader'
+            )
+        for option, loader in zip(('train_dataloader', 'test_dataloader'), loaders, strict=True):
+            largest = max(_labels(loader.dataset, f'KNNHook: {option}'))
+            if largest >= self.num_classes:
+                raise ValueError(
+                    f'KNNHook: num_classes={self.num_classes}, but {option} has the label '
+                    f'{largest}: set num_classes={largest + 1} or more'
+                )
+            image = loader.collate_fn([loader.dataset[0]])
+            extract_features(model, [image], self.backbone, self.class_token)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Evaluate at the interval and after the last epoch."""

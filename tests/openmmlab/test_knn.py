@@ -355,10 +355,39 @@ def test_hook_logs_the_accuracy_at_the_start_at_the_interval_and_at_the_end(tmp_
     assert model.training
 
 
-def test_hook_asks_for_the_class_token(tmp_path):
-    hook = KNNHook(blobs(), blobs(), num_classes=2, k=3, at_start=True, class_token=True)
-    with pytest.raises(ValueError, match='has no class token'):
-        runner_with(hook, algorithm('SimMIM'), tmp_path).train()
+class Labelled(Blobs):
+    """Says its labels, as mmpretrain's data sets do."""
+
+    def get_gt_labels(self):
+        return [index % 2 for index in range(len(self))]
+
+
+class Unlabelled(Blobs):
+    """As self-supervised pre-training has them."""
+
+    def __getitem__(self, index):
+        return dict(super().__getitem__(index), data_samples=DataSample())
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'message'),
+    [
+        ('SimMIM', dict(class_token=True), 'has no class token'),
+        ('MAE', dict(k=13), r'k=13 neighbours asked of 12 training images: choose 1 <= k'),
+        ('MAE', dict(k=0), r'k=0 neighbours asked of 12'),
+        ('MAE', dict(num_classes=1), 'num_classes=1, but .*_dataloader has the label 1'),
+        ('MAE', dict(dataset=Unlabelled()), r'train_dataloader has images without labels'),
+        ('MAE', dict(backbone='bakbone'), 'bakbone'),
+    ],
+)
+def test_settings_are_checked_before_training(tmp_path, name, options, message):
+    loader = blobs()
+    loader['dataset'] = options.pop('dataset', Labelled())
+    settings = dict(num_classes=2, k=3, interval=100) | options
+    runner = runner_with(KNNHook(loader, loader, **settings), algorithm(name), tmp_path)
+    with pytest.raises((ValueError, AttributeError), match=message):
+        runner.train()
+    assert runner.iter == 0
 
 
 def test_hook_is_registered_for_configs():
