@@ -220,3 +220,22 @@ def test_base_model_saves_what_is_promised():
     light = after.by_module['decoder.partial.aggregators']
     assert (after.total - light) / before == pytest.approx(0.722, abs=0.003)
     assert after.total / before < 0.735
+
+
+def test_a_checkpoint_continues_by_from_pretrained_and_the_light_stage_by_its_names(tmp_path):
+    """The lines of docs/upstream.md: load_state_dict, which Trainer calls, leaves most weights out."""
+    from safetensors.torch import load_file
+
+    model = prmim.attach(vitmae(), throw_ratio=0.4)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / 'model.safetensors')
+    left_out = vitmae().load_state_dict(saved, strict=False).missing_keys
+    assert len(left_out) > len(vitmae().state_dict()) / 2
+
+    again = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path)
+    prmim.attach(again, throw_ratio=0.4)
+    light = {name: value for name, value in saved.items() if '.partial.' in name}
+    again.load_state_dict(light, strict=False)
+    assert set(light) == {n for n in model.state_dict() if '.partial.' in n} != set()
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
