@@ -126,7 +126,7 @@ def test_bench(config, tmp_path):
     ]
     assert all(len(m['times']['seconds']) == 3 for m in data['measured'])
     assert '| PR-MIM 0.5 |' in result.output
-    assert 'Data loading per batch: not measured.' in result.output
+    assert 'Data: not measured.' in result.output
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -17,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core.seeding import seeded
 from ..openmmlab.models import load_config, own_ratio
 from .batch import make_batch, repeated
+from .data import DataCost
 from .environment import environment
 from .loss_path import Batch
 from .peak import PeakMemory, peak_memory
@@ -91,14 +91,14 @@ class BenchReport:
     """Subjects measured together, the first one being what the others are compared with.
 
     Attributes:
-        data_seconds: median time that the config's data loader takes for a batch, or None.
+        data: what the config's images cost before they reach a model, or None.
     """
 
     name: str
     settings: Settings
     environment: dict[str, Any]
     measured: list[Measured]
-    data_seconds: float | None = None
+    data: DataCost | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: the fields, medians and ratios beside them."""
@@ -110,11 +110,16 @@ class BenchReport:
             entry['time_ratio'] = subject.times.ratio_to(self.measured[0].times)
             entry['processor_ratio'] = self._processor_ratio(subject)
             entry['memory_ratio'] = self.memory_ratio(subject)
+            entry['data_cores'] = self.data and self.data.cores(self._speed(subject))
         return data
 
     def images_per_second(self, subject: Measured) -> float:
         """Of all processes together."""
-        return self.settings.batch_size * self.settings.processes / subject.times.median
+        return self.settings.processes * self._speed(subject)
+
+    def _speed(self, subject: Measured) -> float:
+        """Images per second of one process."""
+        return self.settings.batch_size / subject.times.median
 
     def memory_ratio(self, subject: Measured) -> float | None:
         """Peak memory against the first subject's, or None where it was not measured."""
@@ -140,8 +145,9 @@ class BenchReport:
         )
         head = ['', 'step ms', 'spread', 'img/s', 'time', 'CPU time', 'peak MB', 'memory']
         rows = [_row(head), '|' + '---|' * len(head), *map(self._row, self.measured)]
-        data = 'not measured' if self.data_seconds is None else f'{self.data_seconds * 1e3:.1f} ms'
-        return f'{title}\n\n' + '\n'.join(rows) + f'\n\nData loading per batch: {data}.'
+        speeds = {subject.label: self._speed(subject) for subject in self.measured}
+        data = self.data.markdown(speeds) if self.data else 'Data: not measured.'
+        return f'{title}\n\n' + '\n'.join(rows) + f'\n\n{data}'
 
     def _row(self, subject: Measured) -> str:
         peak = subject.memory.peak if subject.memory else None
@@ -230,24 +236,6 @@ def with_peaks(
     ]
     measured = [replace(m, memory=peak) for m, peak in zip(report.measured, peaks, strict=True)]
     return replace(report, measured=measured)
-
-
-def data_seconds(config: str, batch_size: int, batches: int = 10) -> float:
-    """Median seconds that the config's training data loader takes for a batch; reads its files."""
-    import statistics
-
-    from mmengine.runner import Runner
-
-    loader_config = load_config(config).train_dataloader
-    loader_config.update(batch_size=batch_size)
-    loader = iter(Runner.build_dataloader(loader_config, seed=0))
-    next(loader)  # starts the workers
-    seconds = []
-    for _ in range(batches):
-        start = time.perf_counter()
-        next(loader)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
 
 
 def _time(

@@ -30,7 +30,9 @@ from ._output import check_output
     help='DistributedDataParallel if > 1.',
 )  # fmt: skip
 @click.option('--memory/--no-memory', default=True, help='Measure peak memory.')
-@click.option('--data', is_flag=True, help="Also time the config's data loader; needs its files.")
+@click.option(
+    '--data', is_flag=True, help='Measure what images cost, too, and how many cores keep up.'
+)
 @click.option(
     '--largest-batch', is_flag=True,
     help='Look for the largest batch that fits, in multiples of --batch-size, instead.',
@@ -69,6 +71,7 @@ def bench(
     from dataclasses import replace
 
     from ..accounting import bench as measuring
+    from ..accounting.data import data_cost
     from ..accounting.largest import LargestReport, largest_batches
     from ..accounting.throughput import Timing
     from ..errors import shown_without_traceback
@@ -90,9 +93,9 @@ def bench(
             limit = memory_limit and memory_limit * 1e9
             report = largest_batches(name, subjects, batch, settings, optimizer, limit)
         else:
-            loading = measuring.data_seconds(config, batch_size) if data else None
+            cost = data_cost(config, batch_size) if data else None
             report = measuring.measure(name, subjects, batch, settings, optimizer)
-            report = replace(report, data_seconds=loading)
+            report = replace(report, data=cost)
     text = json.dumps(report.to_dict(), indent=2)
     click.echo(text if as_json else report.markdown())
     if out:

@@ -3,11 +3,15 @@
 
 import copy
 import json
+import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
+import yaml
+from same_masks_runs import ENVIRONMENT, page, shell
 
 pytestmark = pytest.mark.slurm
 SLURM = ('--engine', 'slurm', '--slurm', 'time=20', '--partition', 'test', '--gpus', '0')
@@ -133,6 +137,23 @@ def test_detached_jobs_go_on_alone(two_points, prmim_sweep, status):
     assert set(status(two_points, 'detached').values()) == {'finished'}
 
 
+def test_the_commands_of_the_page(own_spec, image_folder, example):
+    spec = dict(own_spec, arms={}, verdict={}, seeds=[0])
+    (image_folder / 'page.yaml').write_text(yaml.safe_dump(spec))
+    values = dict(SPEC='page.yaml', PARTITION='test', GPUS=0)
+    for commands in (page('sweep'), page('status')):
+        commands = commands.replace('prmim ', f'{sys.executable} -m prmim_adapters.cli ')
+        run = subprocess.run(
+            shell(commands, **values),
+            env={**ENVIRONMENT, 'PYTHONPATH': f'{example}:{ENVIRONMENT["PYTHONPATH"]}'},
+            cwd=image_folder,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+    assert run.stdout.strip().endswith('1 finished')
+
+
 def test_mistakes_are_slurms_own_words(two_points, prmim_sweep):
     flags = ('--engine', 'slurm', '--slurm', 'time=20', '--partition', 'nowhere')
     code, _, stderr = ended(prmim_sweep(two_points, 'nowhere', *flags)[0])
@@ -141,9 +162,60 @@ def test_mistakes_are_slurms_own_words(two_points, prmim_sweep):
     assert 'invalid partition specified: nowhere' in stderr
 
 
+@pytest.fixture
+def long_point(own_spec):
+    """A spec of one point that trains for a while, and saves what it can resume from."""
+    spec = copy.deepcopy(own_spec)
+    checkpoint = dict(interval=20, max_keep_ckpts=2)
+    spec.update(arms={}, verdict={}, seeds=[0], resume=True)
+    spec['options'] = dict(
+        train_cfg=dict(max_epochs=400), default_hooks=dict(checkpoint=checkpoint)
+    )
+    return spec
+
+
+def preempt(job):
+    slurm('srun', '--partition=urgent', '--nodes=2', '--exclusive', 'true')
+
+
+def time_out(job):
+    """What Slurm sends some time before the limit; submitit takes it for that on short limits."""
+    slurm('scancel', '--signal=USR2', job)
+
+
+@pytest.mark.parametrize('interrupt', [preempt, time_out])
+def test_preempted_or_timed_out_a_point_goes_on_from_its_checkpoint(
+    long_point, prmim_sweep, interrupt
+):
+    flags = ('--engine', 'slurm', '--slurm', 'time=5', '--partition', 'test', '--gpus', '0')
+    head, out = prmim_sweep(long_point, interrupt.__name__, *flags)
+    point = out / 'mine' / 'framework' / 'seed0'
+    wait_for((point / 'train' / 'last_checkpoint').exists, 900)
+    interrupt(wait_for(running_jobs, 60)[0])
+    code, _, stderr = ended(head)
+    assert code == 0, stderr
+    resumed = re.search(r'resumed epoch: (\d+)', (point / 'config.log').read_text())
+    assert int(resumed[1]) >= 20
+    assert len(outcomes(out)) == 1
+
+
+def test_without_resume_the_time_limit_is_a_failure_that_says_so(long_point, prmim_sweep):
+    spec = dict(long_point, resume=False)
+    flags = ('--engine', 'slurm', '--slurm', 'time=5', '--partition', 'test', '--gpus', '0')
+    head, out = prmim_sweep(spec, 'timed_out', *flags)
+    wait_for((out / 'mine/framework/seed0/train/last_checkpoint').exists, 900)
+    time_out(wait_for(running_jobs, 60)[0])
+    code, _, stderr = ended(head)
+    assert code == 1
+    assert (
+        'failed: mine/framework/seed0: Slurm: the time limit was reached; `resume: true` in the '
+        'spec would go on in another job'
+    ) in stderr
+
+
 def test_a_point_on_two_nodes(two_points, prmim_sweep):
     spec = copy.deepcopy(two_points)
-    spec['arms'] = {}
+    spec.update(arms={}, verdict={})
     wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
     spec['options'] = dict(env_cfg=dict(dist_cfg=dict(backend='gloo')), model_wrapper_cfg=wrapper)
     flags = ('--engine', 'slurm', '--slurm', 'time=20', '--partition', 'test')
