@@ -20,6 +20,8 @@ from prmim_adapters.accounting.report import Cost, CostReport
 )
 @pytest.mark.parametrize('aggregator', ['cross_attention', None])
 def test_prediction_is_what_is_counted(case, aggregator):
+    if aggregator is None and not case.weighted:
+        pytest.skip('the loss weighs every masked token')
     model = prmim.attach(case.model(), case.ratio, aggregator=aggregator)
     batch = case.batch()
     predicted = predicted_saving(model, batch)

@@ -45,10 +45,10 @@ def spec_of(framework, folder, **changes):
 
 @pytest.fixture
 def own_config(tmp_path, monkeypatch):
-    (tmp_path / 'my_mim.py').write_text('')
+    (tmp_path / 'users_mim.py').write_text('')
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / 'mae.py').write_text(
-        "custom_imports = dict(imports=['my_mim'], allow_failed_imports=False)\n"
+        "custom_imports = dict(imports=['users_mim'], allow_failed_imports=False)\n"
         "custom_hooks = [dict(type='EMAHook')]\n"
         "model = dict(type='MAE', neck=dict(depth=4, width=8))\n"
         'randomness = dict(diff_rank_seed=True)\n'
@@ -61,7 +61,7 @@ def test_base_keeps_the_frameworks_own_hooks_and_imports(own_config, tmp_path):
     write_base(tmp_path / 'out' / 'base.py', own_config, spec)
     base = Config.fromfile(tmp_path / 'out' / 'base.py', import_custom_modules=False)
     assert base.custom_imports.imports == [
-        'my_mim',
+        'users_mim',
         'prmim_adapters.openmmlab',
         'prmim_adapters.sweep.equal_cost',
         'prmim_adapters.sweep.evaluation',
