@@ -17,6 +17,7 @@ from .base import (
     set_throw_ratio,
 )
 from .declared import Declaration, declare
+from .dense import dense_features, feature_map
 from .registry import ADAPTERS, AGGREGATORS, SAMPLERS
 from .seams import Seams
 
@@ -86,7 +87,9 @@ __all__ = [
     'attach',
     'attachment_of',
     'declare',
+    'dense_features',
     'detach',
+    'feature_map',
     'is_attached',
     'masks',
     'partial_of',

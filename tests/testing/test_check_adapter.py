@@ -41,6 +41,21 @@ def test_own_framework_passes(check):
     ]
 
 
+def test_the_documented_mae_passes(monkeypatch):
+    """Its decoder gets visible tokens in shuffled order, on a grid that is no square."""
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    from my_mae import MyMAE
+
+    with pytest.warns(UserWarning, match='no activation checkpointing'):
+        check_adapter(
+            MyMAE,
+            lambda: (torch.randn(3, 3, 8, 12),),
+            heavy=lambda model: model.decoder.blocks,
+            ratio=0.5,
+            invalid_ratio=0.75,
+        )
+
+
 FAULTS = {
     'queries without positions': dict(
         reconstruct=lambda self, p, f, queries: reconstruct(
