@@ -82,7 +82,7 @@ def is_prmim(config: Config) -> bool:
 def _separated(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     if not is_prmim(config):
         return config.model, {}
-    outer = ('type', '_scope_', 'framework', 'data_preprocessor')
+    outer = ('type', '_scope_', 'framework', 'data_preprocessor', 'with_cp')
     settings = {k: v for k, v in config.model.items() if k not in outer}
     with scope_of(config):
         return separate(config.model.framework, settings)

@@ -11,6 +11,8 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from ..adapters import attach
+from ..core.options import check_flag
+from .activation_checkpointing import checkpoint_heavy_network
 from .compat import make_compilable
 from .types import resolved
 
@@ -20,13 +22,18 @@ OPTIONS = tuple(inspect.signature(attach).parameters)[1:]
 
 @MODELS.register_module()
 def PRMIM(  # noqa: N802 (what configs call it; in a pure-Python config the object itself)
-    framework: dict[str, Any], data_preprocessor: dict[str, Any] | None = None, **settings: Any
+    framework: dict[str, Any],
+    data_preprocessor: dict[str, Any] | None = None,
+    with_cp: bool = False,
+    **settings: Any,
 ) -> nn.Module:
     """Build ``framework`` and attach.
 
     Args:
         framework: model config of any MIM algorithm with an adapter.
         data_preprocessor: put here by the Runner; handed on, unless ``framework`` has its own.
+        with_cp: activation checkpointing of the heavy network: its blocks keep their inputs only,
+            and are computed again in backward.
         **settings: arguments of :func:`prmim_adapters.attach`. Settings of the framework, as in
             ``--cfg-options model.backbone.mask_ratio=0.6``, are handed on to it.
 
@@ -35,11 +42,15 @@ def PRMIM(  # noqa: N802 (what configs call it; in a pure-Python config the obje
 
     Raises:
         TypeError: a setting is neither an argument of ``attach`` nor one of the framework.
+        ValueError: ``with_cp``, and no block of the heavy network can be computed again.
     """
+    check_flag('with_cp', with_cp)
     framework, options = separate(framework, settings)
     if data_preprocessor is not None:
         framework = {'data_preprocessor': data_preprocessor, **framework}
     model = attach(MODELS.build(framework), **options)
+    if with_cp:
+        checkpoint_heavy_network(model)
     make_compilable(model)
     return model
 

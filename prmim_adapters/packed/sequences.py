@@ -16,6 +16,7 @@ from operator import itemgetter
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..core.partition import TokenPartition, gather_tokens
 
@@ -33,6 +34,7 @@ class SequenceBlock:
         project: projection after attention, dropout and layer scale, (R, C) -> (R, C).
         mlp: norm, MLP, dropout and layer scale, (R, C) -> (R, C).
         drop_paths: stochastic depth of the two: (b, ...) -> (b, ...), one draw for each image.
+        recompute: compute the whole block again in backward (activation checkpointing).
     """
 
     qkv: Function
@@ -41,6 +43,7 @@ class SequenceBlock:
     project: Function
     mlp: Function
     drop_paths: tuple[Function, Function]
+    recompute: bool = False
 
     def attend(self, qkv: Tensor) -> Tensor:
         """(b, n, 3C) -> (b, n, C)."""
@@ -73,12 +76,18 @@ def encode_sequences(
         scale = drop_path(every)
         return update if scale is every else (update * scale[image]).to(update.dtype)
 
-    packed = torch.cat([x.flatten(0, 1) for x in sequences])
-    for block in blocks:
+    def encode(block: SequenceBlock, packed: Tensor) -> Tensor:
         parts = _unpack(block.qkv(packed), runs)
         attended = torch.cat([block.attend(part).flatten(0, 1) for part in parts])
         packed = packed + per_image(block.drop_paths[0], block.project(attended))
-        packed = packed + per_image(block.drop_paths[1], block.mlp(packed))
+        return packed + per_image(block.drop_paths[1], block.mlp(packed))
+
+    packed = torch.cat([x.flatten(0, 1) for x in sequences])
+    for block in blocks:
+        if block.recompute and torch.is_grad_enabled():
+            packed = checkpoint(encode, block, packed, use_reentrant=False)
+        else:
+            packed = encode(block, packed)
     return _unpack(norm(packed), shapes)
 
 

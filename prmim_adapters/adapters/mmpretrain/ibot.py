@@ -91,6 +91,7 @@ def describe(layer: Any) -> SequenceBlock:
         project=lambda x: attention.gamma1(attention.proj_drop(attention.proj(x))),
         mlp=lambda x: ffn.gamma2(ffn.layers(layer.ln2(x))),
         drop_paths=(attention.out_drop, ffn.dropout_layer),
+        recompute=getattr(layer, 'with_cp', False),
     )
 
 
