@@ -19,6 +19,7 @@ from torch import nn
 
 from ..adapters import is_attached
 from ..core.seeding import seeded
+from ..errors import described
 from ..openmmlab.throw_ratio import ratio_hook
 from .flops import UndercountError, count_macs, training_macs
 from .loss_path import scratch
@@ -128,7 +129,8 @@ def validate(model: nn.Module, batch: dict[str, Any]) -> None:
     try:
         with torch.no_grad(), scratch(model, batch) as (path, views):
             loss = float(path(*views))
-    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-        raise ValueError(f'the first training images do not fit the model: {error}') from error
+    except Exception as error:
+        reason = described(error)
+        raise ValueError(f'the first training images do not fit the model: {reason}') from error
     if not math.isfinite(loss):
         raise ValueError(f'the first training images give a loss of {loss} before any update')

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmpretrain.models import MAE
 from mmpretrain.structures import DataSample
 from torch.multiprocessing import start_processes
 from torch.utils.data import Dataset
@@ -131,6 +132,17 @@ def test_a_schedule_of_the_ratio_is_averaged_over_the_run(runner, tmp_path):
 def test_images_of_another_size_are_refused_before_training(runner):
     with pytest.raises(ValueError, match='the first training images do not fit the model'):
         runner(CostHook(), size=36).train()
+
+
+def test_an_error_of_a_framework_is_shown_with_type_and_place(runner, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(MAE, 'loss', fail)
+    with pytest.raises(
+        ValueError, match=r'model: AssertionError at .*, line \d+: raise AssertionError'
+    ):
+        runner(CostHook()).train()
 
 
 def test_a_loss_that_is_not_finite_is_refused(runner):

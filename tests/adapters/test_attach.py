@@ -12,6 +12,7 @@ from torch import nn
 import prmim_adapters as prmim
 import prmim_adapters.openmmlab
 from prmim_adapters.adapters import partial_of
+from prmim_adapters.testing import seed_everything
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'mmpretrain'
 MAE = dict(
@@ -112,11 +113,11 @@ def test_subclass_of_a_supported_algorithm():
 
     model = prmim.attach(mae())
     images = torch.randn(2, 3, 32, 32)
-    torch.manual_seed(0)
+    seed_everything(model, 0)
     once = model.loss(images, None)['loss']
     mine = prmim.attach(MyMAE(**{k: v for k, v in MAE.items() if k != 'type'}))
     mine.load_state_dict(model.state_dict())
-    torch.manual_seed(0)
+    seed_everything(mine, 0)
     assert torch.equal(mine.loss(images, None)['loss'], 2 * once)
 
 
