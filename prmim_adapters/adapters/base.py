@@ -93,6 +93,8 @@ def attach(
     _check_ratio(throw_ratio, seams)
     _check_number('thrown_weight', thrown_weight, 0.0, _LARGEST_WEIGHT)
     _check_number('max_masked_share', max_masked_share, 0.0, 1.0)
+    if not isinstance(stop_gradient, bool):
+        raise TypeError(f'stop_gradient={stop_gradient!r}: expected True or False')
     stages = list(aggregator) if isinstance(aggregator, (list, tuple)) else [aggregator]
     if round(throw_ratio * seams.length) == 0:
         stages = []  # nothing to reconstruct: an aggregator would never be used
@@ -322,5 +324,5 @@ def _check_number(name: str, value: Any, low: float, high: float) -> None:
         raise TypeError(
             f'{name}={value!r} ({type(value).__name__}): expected a number, {low:g} to {high:g}'
         )
-    if not low <= float(value) <= high:  # also refuses NaN
+    if not low <= value <= high:  # also refuses NaN
         raise ValueError(f'{name}={value}: must be between {low:g} and {high:g}')

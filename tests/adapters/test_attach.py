@@ -72,6 +72,8 @@ def mae(**changes) -> nn.Module:
             r"sampler 'farthest', called with \{'seed': 1\}: got an unexpected keyword argument",
         ),
         (dict(thrown_weight=-1), ValueError, r'thrown_weight=-1: must be between 0 and 1000'),
+        (dict(throw_ratio=10**400), ValueError, r'throw_ratio=10+: must be between 0 and 1'),
+        (dict(stop_gradient='no'), TypeError, r"stop_gradient='no': expected True or False"),
         (dict(max_masked_share=2), ValueError, r'max_masked_share=2: must be between 0 and 1'),
     ],
 )
