@@ -85,6 +85,23 @@ def repeated(batch: Batch, batch_size: int) -> Batch:
     return {'inputs': inputs, 'data_samples': samples}
 
 
+def first_batch(loader: Any, model: Any, batch_size: int = 2) -> Batch:
+    """The first images of a training set, as its data loader would hand them over, preprocessed.
+
+    Nothing is drawn from the loader, whose sampler may remember it, and the random state stays as
+    it was; all processes see the same batch.
+
+    Args:
+        loader: of training.
+        model: whose data preprocessor to use.
+        batch_size: number of images.
+    """
+    with seeded(0):
+        samples = [loader.dataset[index % len(loader.dataset)] for index in range(batch_size)]
+        batch = model.data_preprocessor(loader.collate_fn(samples), True)
+    return {'inputs': batch['inputs'], 'data_samples': batch.get('data_samples')}
+
+
 def _from_model(model: nn.Module, batch_size: int, seed: int) -> Batch:
     size = getattr(getattr(model, 'backbone', model), 'img_size', None)
     if size is None:

@@ -18,9 +18,9 @@ from mmpretrain.registry import HOOKS
 from torch import nn
 
 from ..adapters import is_attached
-from ..core.seeding import seeded
 from ..errors import described
 from ..openmmlab.throw_ratio import ratio_hook
+from .batch import first_batch
 from .flops import UndercountError, count_macs, training_macs
 from .loss_path import scratch
 from .report import compare
@@ -66,7 +66,7 @@ class CostHook(Hook):
         if runner.rank != 0:
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        batch = first_batch(runner, model, self.batch_size)
+        batch = first_batch(runner.train_dataloader, model, self.batch_size)
         validate(model, batch)
         if self.table and is_attached(model):
             self._log_costs(runner, model, batch)
@@ -108,15 +108,6 @@ def warn_of_shared_seeds(runner: Runner) -> None:
             'masks and the same kept tokens. Set randomness = dict(diff_rank_seed=True) in the '
             'config'
         )
-
-
-def first_batch(runner: Runner, model: Any, batch_size: int) -> dict[str, Any]:
-    """The first images of the training set, as the data loader would hand them over."""
-    loader = runner.train_dataloader
-    with seeded(0):
-        samples = [loader.dataset[index % len(loader.dataset)] for index in range(batch_size)]
-        batch = model.data_preprocessor(loader.collate_fn(samples), True)
-    return {'inputs': batch['inputs'], 'data_samples': batch.get('data_samples')}
 
 
 def validate(model: nn.Module, batch: dict[str, Any]) -> None:

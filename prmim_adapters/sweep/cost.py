@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from mmengine.dist import get_world_size
@@ -12,28 +10,13 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..accounting import count_macs, training_macs
-from ..core.seeding import seeded
+from ..accounting.loss_path import Batch
 
 _WARM_UP = 5
-_COUNTED_IMAGES = 2
 
 
-def few_images(model: nn.Module, data_batch: dict[str, Any]) -> dict[str, Any]:
-    """The first two images of a batch of the loader, preprocessed as in training by ``model``.
-
-    The random state stays as it was.
-    """
-    few = dict(
-        inputs=_first(data_batch['inputs']),
-        data_samples=data_batch['data_samples'][:_COUNTED_IMAGES],
-    )
-    with seeded(0), torch.no_grad():
-        return model.data_preprocessor(few, True)
-
-
-def counted_macs(model: nn.Module, data_batch: dict[str, Any]) -> dict[str, float]:
-    """Forward and training GMACs per image of the loss path; the random state stays as it was."""
-    batch = few_images(model, data_batch)
+def counted_macs(model: nn.Module, batch: Batch) -> dict[str, float]:
+    """Forward and training GMACs per image of the loss path on a preprocessed batch."""
     training = training_macs(model, batch)
     return dict(
         forward_gmacs=count_macs(model, batch).total / 1e9,
@@ -74,9 +57,3 @@ def measured_cost(runner: Runner) -> dict[str, float]:
     if torch.cuda.is_available():
         cost['peak_memory_gib'] = torch.cuda.max_memory_allocated() / 2**30
     return cost
-
-
-def _first(inputs: Any) -> Any:
-    if isinstance(inputs, (list, tuple)):
-        return [view[:_COUNTED_IMAGES] for view in inputs]
-    return inputs[:_COUNTED_IMAGES]

@@ -14,6 +14,7 @@ from typing import Any
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmpretrain.registry import LOOPS, MODELS
 
+from ..accounting.batch import first_batch
 from ..accounting.scheduled import average_over_run
 from ..core.seeding import seeded
 from ..openmmlab.distributed import unwrapped
@@ -91,9 +92,8 @@ def _stretch(loop: BaseLoop, framework: dict[str, Any]) -> int:
     model = unwrapped(runner.model)
     with seeded(runner.seed):
         own = MODELS.build(dict(framework, data_preprocessor=model.data_preprocessor))
-        batch = next(iter(loop.dataloader))
     own.to(next(model.parameters()).device)
-    count = partial(counted_macs, data_batch=batch)
+    count = partial(counted_macs, batch=first_batch(loop.dataloader, model))
     whole = count(own)['training_gmacs']
     part = average_over_run(runner, count, steps)['training_gmacs']
     ends = {True: loop.max_epochs, False: loop.max_iters}

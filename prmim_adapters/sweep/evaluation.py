@@ -18,6 +18,7 @@ from mmpretrain.registry import HOOKS
 from torch import Tensor
 
 from ..accounting import UndercountError
+from ..accounting.batch import first_batch
 from ..accounting.environment import environment
 from ..accounting.scheduled import average_over_run
 from ..openmmlab.distributed import gather_shards, unwrapped
@@ -57,20 +58,14 @@ class FrozenFeatureHook(Hook):
         self.k, self.temperature = k, temperature
         self.regularization = regularization if linear_probe else None
         self.backbone = backbone
-        self.counted = False
         self.macs: dict[str, float] = {}
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict[str, Any] | None = None
-    ) -> None:
-        """Count the MACs of the loss path once, on the first batch, at every ratio of the run."""
-        if self.counted or data_batch is None:
-            return
-        self.counted = True
+    def before_train(self, runner: Runner) -> None:
+        """Count the MACs of the loss path at every ratio of the run."""
+        model = unwrapped(runner.model)
+        count = partial(counted_macs, batch=first_batch(runner.train_dataloader, model))
         try:
-            self.macs = average_over_run(
-                runner, partial(counted_macs, data_batch=data_batch), runner.max_iters
-            )
+            self.macs = average_over_run(runner, count, runner.max_iters)
         except UndercountError as error:
             runner.logger.warning(f'no MACs in the results: {error}')
 

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
+from mmengine.model import BaseDataPreprocessor
+from mmpretrain.structures import DataSample
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from prmim_adapters.accounting import make_batch
+from prmim_adapters.accounting.batch import first_batch
 
 
 def test_images_and_masks_are_those_of_the_pipeline(upstream_config):
@@ -55,3 +61,40 @@ def test_what_cannot_be_known_is_asked_for():
         make_batch(Config({'model': {}}))
     with pytest.raises(ValueError, match='batch_size=0 must be at least 1'):
         make_batch(nn.Linear(2, 2), batch_size=0)
+
+
+class DrawnMasks(Dataset):
+    """Images whose mask is drawn when they are loaded, as the pipelines of iBOT and BEiT do."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        mask = torch.rand(4, 4) < np.random.uniform(0.1, 0.6)
+        return {'inputs': torch.full((3, 8, 8), float(index)), 'mask': mask}
+
+
+def collate(samples):
+    return {
+        'inputs': torch.stack([sample['inputs'] for sample in samples]),
+        'data_samples': [DataSample(mask=sample['mask']) for sample in samples],
+    }
+
+
+def test_all_processes_count_on_the_same_batch():
+    model = nn.Module()
+    model.data_preprocessor = BaseDataPreprocessor()
+    batches = []
+    for rank in range(2):
+        torch.manual_seed(rank)
+        np.random.seed(rank)
+        state = torch.get_rng_state()
+        sampler = DefaultSampler(DrawnMasks(), seed=rank)
+        loader = DataLoader(DrawnMasks(), batch_size=3, sampler=sampler, collate_fn=collate)
+        batches.append(first_batch(loader, model, 8))
+        assert torch.equal(torch.get_rng_state(), state)
+    one, two = batches
+    assert one['inputs'][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert torch.equal(one['inputs'], two['inputs'])
+    masks = [torch.stack([s.mask for s in batch['data_samples']]) for batch in batches]
+    assert torch.equal(*masks) and len(masks[0].unique(dim=0)) > 1

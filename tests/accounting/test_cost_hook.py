@@ -19,7 +19,8 @@ from torch.multiprocessing import start_processes
 from torch.utils.data import Dataset
 
 from prmim_adapters.accounting import training_macs
-from prmim_adapters.accounting.cost_hook import CostHook, first_batch
+from prmim_adapters.accounting.batch import first_batch
+from prmim_adapters.accounting.cost_hook import CostHook
 from prmim_adapters.adapters import AGGREGATORS, set_throw_ratio
 from prmim_adapters.openmmlab.throw_ratio import ThrowRatioHook
 
@@ -120,7 +121,7 @@ def test_a_schedule_of_the_ratio_is_averaged_over_the_run(runner, tmp_path):
     steps.register_hook(ThrowRatioHook('step', start=0.625, end=0.25))
     steps.train()
     found = json.loads(next(tmp_path.rglob('cost.json')).read_text())
-    batch = first_batch(steps, steps.model, 2)
+    batch = first_batch(steps.train_dataloader, steps.model)
     macs = [training_macs(set_throw_ratio(steps.model, r), batch) for r in (0.625, 0.25)]
     expected = sum(m.forward.total + m.backward.total for m in macs) / 2e9
     assert found['run']['training_gmacs'] == pytest.approx(expected)

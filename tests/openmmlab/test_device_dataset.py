@@ -12,7 +12,7 @@ from mmpretrain.registry import DATASETS, MODELS
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from prmim_adapters.accounting.cost_hook import first_batch
+from prmim_adapters.accounting.batch import first_batch
 from prmim_adapters.openmmlab.device_dataset import (
     BatchCrop,
     BatchRandomCrop,
@@ -195,7 +195,7 @@ def test_the_cost_hook_gets_its_batch(folder, tmp_path):
         experiment_name=tmp_path.name,
         log_level='ERROR',
     )
-    batch = first_batch(runner, runner.model, 3)
+    batch = first_batch(runner.train_dataloader, runner.model, 3)
     images = runner.train_dataloader.dataset.images[:3]
     assert torch.equal(batch['inputs'], (images.flip(1).float() - 120.0) / 60.0)
     assert [int(sample.gt_label) for sample in batch['data_samples']] == [0, 0, 0]

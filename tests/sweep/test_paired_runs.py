@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from prmim_adapters import attach, openmmlab  # noqa: F401 (registers the preprocessor)
 from prmim_adapters.accounting import make_batch, training_macs
+from prmim_adapters.accounting.batch import first_batch
 from prmim_adapters.accounting.scheduled import average_over_run
 from prmim_adapters.adapters import partial_of
 from prmim_adapters.openmmlab.throw_ratio import ThrowRatioHook
@@ -169,7 +170,7 @@ def test_equal_cost_counts_every_ratio_of_a_schedule(run):
     macs = 0.6 * macs_of(0.625) + 0.4 * macs_of(0.25)
     runner, _ = run(0.5, dict(type='EqualCostEpochLoop', max_epochs=2, framework=MAE), hooks=[hook])
     assert runner.iter == round(10 * macs_of(None) / macs)
-    count = partial(counted_macs, data_batch=as_batch(list(torch.zeros(2, 3, 16, 16))))
+    count = partial(counted_macs, batch=first_batch(runner.train_dataloader, runner.model))
     found = average_over_run(runner, count, 10)
     assert found['training_gmacs'] == pytest.approx(macs / 1e9)
     assert found['throw_ratio'] == pytest.approx(0.6 * 0.625 + 0.4 * 0.25)
