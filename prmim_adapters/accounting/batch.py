@@ -82,7 +82,7 @@ def repeated(batch: Batch, batch_size: int) -> Batch:
     inputs = inputs[index] if isinstance(inputs, Tensor) else [view[index] for view in inputs]
     if samples is not None:
         samples = [samples[i % len(first)] for i in range(batch_size)]
-    return {'inputs': inputs, 'data_samples': samples}
+    return {**batch, 'inputs': inputs, 'data_samples': samples}
 
 
 def first_batch(loader: Any, model: Any, batch_size: int = 2) -> Batch:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapters import attachment_of, partial_of
+from ..adapters import ADAPTERS, Declaration, attachment_of, partial_of
 from .loss_path import Batch
 
 
@@ -46,11 +46,11 @@ def predicted_saving(model: nn.Module, batch: Batch) -> float | None:
         The prediction, or None where there is no formula: an adapter of your own.
     """
     attachment = attachment_of(model)
-    formula = FORMULAS.get(attachment.framework)
-    if formula is None:
-        return None
+    formula, adapter = FORMULAS.get(attachment.framework), ADAPTERS.get(attachment.framework)
     if partial_of(model).num_thrown == 0:
         return 0.0  # the framework itself
+    if formula is None:
+        return declared(model, adapter) if isinstance(adapter, Declaration) else None
     counts = [token_counts(model, masked) for masked in _masked_counts(model, batch)]
     images = len(batch['data_samples'] or [0])
     if attachment.seams.num_masked is not None:
@@ -91,11 +91,29 @@ def block_macs(blocks: nn.Module, before: int, after: int) -> float:
             total += module.weight.numel() * (before - after)
         elif isinstance(module, nn.LayerNorm):
             total += 5 * module.normalized_shape[-1] * (before - after)
-        qkv = getattr(module, 'qkv', None)
-        if isinstance(qkv, nn.Linear):
-            width = qkv.out_features // 3
-            total += 2 * width * (before**2 - after**2)
+        elif isinstance(module, nn.MultiheadAttention):  # its input projection is no module
+            total += 3 * module.embed_dim**2 * (before - after)
+        total += 2 * _attention_width(module) * (before**2 - after**2)
     return total
+
+
+def _attention_width(module: nn.Module) -> int:
+    """Channels of the queries that a self-attention compares with all tokens; 0 of other modules."""
+    if isinstance(module, nn.MultiheadAttention):
+        return module.embed_dim
+    for name, parts in (('qkv', 3), ('query', 1), ('q_proj', 1)):
+        projection = getattr(module, name, None)
+        if isinstance(projection, nn.Linear):
+            return projection.out_features // parts
+    return 0
+
+
+def declared(model: nn.Module, declaration: Declaration) -> float:
+    """An adapter by a declaration: its blocks skip thrown tokens, everything else is as it was."""
+    partial = partial_of(model)
+    before = partial.num_prefix + partial.grid[0] * partial.grid[1]
+    blocks = model.get_submodule(declaration.blocks_path)
+    return block_macs(blocks, before, before - partial.num_thrown)
 
 
 def decoder(model: Any, tokens: Tokens) -> float:

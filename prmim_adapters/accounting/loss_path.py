@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,31 @@ from ..openmmlab.distributed import without_process_group
 
 Batch = dict[str, Any]
 """What ``model.loss`` takes, preprocessed: ``inputs``, a tensor (B, C, H, W) or a list of them
-(views), and ``data_samples``, a list of B or None."""
+(views), and ``data_samples``, a list of B or None. ``call``, a :class:`Call`, if the model is called
+otherwise than with the inputs alone."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a model is called that is no algorithm of mmpretrain.
+
+    Attributes:
+        keys: place or name of each input among its arguments.
+        others: its other arguments, by place or name.
+        loss: what it returned -> its scalar loss; None where :func:`loss_in` finds it.
+    """
+
+    keys: tuple[int | str, ...]
+    others: Mapping[int | str, Any]
+    loss: Callable[[Any], Tensor] | None = None
+
+    def __call__(self, model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+        """The model's loss."""
+        given = {**self.others, **dict(zip(self.keys, inputs, strict=True))}
+        places = [given[key] for key in sorted(key for key in given if isinstance(key, int))]
+        names = {key: value for key, value in given.items() if isinstance(key, str)}
+        output = model(*places, **names)
+        return loss_in(output if self.loss is None else self.loss(output))
 
 
 class LossPath(nn.Module):
@@ -32,22 +57,32 @@ class LossPath(nn.Module):
     def __init__(self, model: nn.Module, batch: Batch) -> None:
         super().__init__()
         self.model: Any = model
-        self.data_samples = batch['data_samples']
+        self.data_samples, self.call = batch['data_samples'], batch.get('call')
         self.multiview = not isinstance(batch['inputs'], Tensor)
 
     def forward(self, *views: Tensor) -> Tensor:
         """The loss of the views, (B, C, H, W) each."""
+        if self.call is not None:
+            return self.call(self.model, views)
         if not hasattr(self.model, 'parse_losses'):
-            return _loss_in(self.model(*views))
+            return loss_in(self.model(*views))
         losses = self.model.loss(list(views) if self.multiview else views[0], self.data_samples)
         return self.model.parse_losses(losses)[0]
 
 
-def _loss_in(output: Any) -> Tensor:
+def loss_in(output: Any) -> Tensor:
+    """The scalar loss in what a model returned: itself, the first of a tuple, attribute ``loss``.
+
+    Raises:
+        TypeError: there is none.
+    """
     loss = output[0] if isinstance(output, tuple) else getattr(output, 'loss', output)
     if isinstance(loss, Tensor) and loss.dim() == 0:
         return loss
-    raise TypeError(f'the model returned {type(output).__name__}, in which there is no scalar loss')
+    raise TypeError(
+        f'the model returned {type(output).__name__}, in which there is no scalar loss: a function '
+        'that makes model and batch can return as a third what computes the loss from that'
+    )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .loss_path import Batch
+from .loss_path import Batch, num_images
 from .memory import activation_bytes
 from .throughput import Timing, training_step
 
@@ -134,8 +134,8 @@ def _measure(
     for _ in range(3):  # the optimizer's state appears in the first
         step()
     peak = _resident('VmHWM')
-    images = len(batch['data_samples'] or batch['inputs'])
-    saved = round(activation_bytes(model, batch, timing.attention) * images)  # type: ignore[arg-type]
+    per_image = activation_bytes(model, batch, timing.attention)  # type: ignore[arg-type]
+    saved = round(per_image * num_images(batch))
     return PeakMemory(resident=peak, resident_before=before, saved=saved)
 
 

@@ -25,6 +25,11 @@ NOT_COUNTED = (
 )
 
 
+NO_PLAIN = (
+    'Plain partial reconstruction is left out: the loss of this model weighs every masked token.'
+)
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one variant costs, per image; None where it was not asked for.
@@ -214,12 +219,14 @@ def compare(
     inputs = batch['inputs']
     first = inputs if hasattr(inputs, 'shape') else inputs[0]
     framework = type(variants[0].model)
+    plain = any(variant.name == PLAIN for variant in variants)
     return CostReport(
         model=framework.__name__,
         framework=_registered_name(framework),
         inputs=tuple(first.shape[1:]),
         batch_size=num_images(batch),
         costs=[cost_of(variant, batch, optimizer, full=full) for variant in variants],
+        notes=NOT_COUNTED if plain else f'{NOT_COUNTED} {NO_PLAIN}',
     )
 
 

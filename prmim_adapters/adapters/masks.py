@@ -33,7 +33,7 @@ class Argument:
     def __call__(self, module: Any, arguments: Arguments) -> Tensor | None:
         """See the module docstring."""
         mask = arguments.get(self.name)
-        return None if mask is None else mask.flatten(1).bool() == self.masked
+        return None if mask is None else _masked(mask, self.masked)
 
 
 @dataclass(frozen=True)
@@ -102,4 +102,10 @@ class Result:
     def of(self, returned: Any) -> Tensor:
         """The mask in what the method returned."""
         mask = returned if self.index is None else returned[self.index]
-        return mask.flatten(1).bool() == self.masked
+        return _masked(mask, self.masked)
+
+
+def _masked(mask: Tensor, masked: bool) -> Tensor:
+    """(B, L) bool of a mask (B, ...) whose ``masked`` entries are masked."""
+    mask = mask.flatten(1).bool()
+    return mask if masked else ~mask

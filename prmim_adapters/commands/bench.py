@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from ._output import check_output
+from ._source import chosen
 
 
 @click.command('bench')
@@ -73,21 +74,24 @@ def bench(
     from ..accounting import bench as measuring
     from ..accounting.data import data_cost
     from ..accounting.largest import LargestReport, largest_batches
+    from ..accounting.sources import ConfigSource
     from ..accounting.throughput import Timing
     from ..errors import shown_without_traceback
-    from ..openmmlab.models import load_config
 
     if out:
         check_output(out, [config])
     if memory_limit and not largest_batch:
         raise click.UsageError('--memory-limit is for --largest-batch')
     timing = Timing(steps, warmup, precision, compiled, attention)
-    settings = measuring.Settings(batch_size, device, timing, threads, processes, memory)
     with shown_without_traceback():
-        optimizer = load_config(config).get('optim_wrapper', {}).get('optimizer')
-        optimizer = optimizer and optimizer.to_dict()
-        name, subjects = Path(config).stem, measuring.config_subjects(config, ratios)
-        batch = partial(measuring.config_batch, config, batch_size)
+        source = chosen(config)
+        if data and not isinstance(source, ConfigSource):
+            raise click.UsageError('--data is for configs, which say how images are read')
+        images = source.images(batch_size)
+        settings = measuring.Settings(images, device, timing, threads, processes, memory)
+        name, optimizer = source.name, source.optimizer
+        subjects = source.subjects(ratios)
+        batch = partial(source.large_batch, batch_size)
         report: measuring.BenchReport | LargestReport
         if largest_batch:
             limit = memory_limit and memory_limit * 1e9

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ._output import check_output
+from ._source import chosen
 
 
 @click.command('cost')
@@ -28,20 +29,20 @@ def cost(
     CONFIG is a pre-training config: of type PRMIM, or of any framework with an adapter; a file or
     a name such as mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py. Images are
     random and masks as in training, so no data are needed. Nothing is timed: see `prmim bench`.
+
+    For a model without a config, CONFIG is module:function, imported from here; the function returns
+    (model, batch), and may take batch_size.
     """
-    from ..accounting import make_batch
     from ..accounting.report import compare, plot
-    from ..accounting.variants import build_variants
     from ..errors import shown_without_traceback
-    from ..openmmlab.models import load_config
 
     if picture:
         check_output(picture, [config])
     with shown_without_traceback():
-        settings = load_config(config)
-        variants = build_variants(settings, ratios)
-        batch = make_batch(settings, variants[0].model, batch_size=batch_size)
-        report = compare(variants, batch, settings.get('optim_wrapper', {}).get('optimizer'))
+        source = chosen(config)
+        variants = source.variants(ratios)
+        batch = source.batch(batch_size, variants[0].model)
+        report = compare(variants, batch, source.optimizer)
     table = f'{report.markdown()}\n\n{report.notes}'
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else table)
     if picture:

@@ -11,6 +11,7 @@ import prmim_adapters as prmim
 from prmim_adapters.accounting import count_macs, make_batch
 from prmim_adapters.accounting.closed_form import predicted_saving, token_counts
 from prmim_adapters.accounting.report import Cost, CostReport
+from prmim_adapters.testing.case import total
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,9 @@ def test_prediction_is_what_is_counted(case, aggregator):
         pytest.skip('the loss weighs every masked token')
     model = prmim.attach(case.model(), case.ratio, aggregator=aggregator)
     batch = case.batch()
+    if not isinstance(batch, dict):
+        loss = lambda model, inputs: total(case.losses(model, inputs))  # noqa: E731
+        batch = {'inputs': list(batch), 'data_samples': None, 'call': loss}
     predicted = predicted_saving(model, batch)
     if predicted is None:
         pytest.skip('no formula for this adapter')
