@@ -174,7 +174,7 @@ MUTATIONS = [
     Mutation(
         'stages in no order of distance',
         'core/pipeline.py',
-        'return _nearest_first(partition) if len(self.aggregators) > 1 else partition',
+        'return _nearest_first(partition) if self.num_stages > 1 else partition',
         'return partition',
         named('core/test_pipeline', 'test_stages_go_from_near_to_far_and_build_on_each_other'),
     ),
@@ -202,11 +202,11 @@ MUTATIONS = [
         contract(WEIGHTS, 'mae', 'simmim-vit', 'huggingface-vit'),
     ),
     Mutation(
-        'thrown_weight ignored (BEiT)',
-        'adapters/mmpretrain/beit.py',
-        'share = weight * partition.thrown.shape[1]',
-        'share = 1.0 * partition.thrown.shape[1]',
-        contract(WEIGHTS, 'beit', 'beitv2'),
+        'thrown_weight ignored (BEiT, CAE, iTPN with CLIP)',
+        'adapters/averages.py',
+        'share = weight * num_thrown / (num_kept + weight * num_thrown)',
+        'share = num_thrown / (num_kept + num_thrown)',
+        contract(WEIGHTS, 'beit', 'beitv2', 'cae', 'itpn-clip'),
     ),
     Mutation(
         'thrown_weight ignored (iBOT)',

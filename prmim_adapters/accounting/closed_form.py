@@ -151,6 +151,50 @@ def beit(model: Any, tokens: Tokens) -> float:
     return saving + heads * head * (tokens.masked - tokens.predicted)
 
 
+def milan(model: Any, tokens: Tokens) -> float:
+    """MILAN: the decoder queries for kept tokens, with cls and present ones as keys."""
+    neck, thrown = model.neck, tokens.thrown
+    keys, queries = tokens.length + 1, tokens.masked
+    pairs = queries * keys - (queries - thrown) * (keys - thrown)
+    blocks = _per_token(neck.decoder_blocks) * thrown
+    blocks += len(neck.decoder_blocks) * 2 * neck.mask_token.shape[-1] * pairs
+    prediction = neck.decoder_pred.weight.numel() * (tokens.masked - tokens.predicted)
+    return blocks + _per_token(neck.decoder_norm) * thrown + prediction
+
+
+def cae(model: Any, tokens: Tokens) -> float:
+    """CAE: as MILAN, without cls, in the regressor; the decoder runs on kept tokens."""
+    neck, thrown, masked = model.neck, tokens.thrown, tokens.masked
+    pairs = masked * tokens.length - (masked - thrown) * (tokens.length - thrown)
+    regressor = nn.ModuleList([neck.regressors, neck.norm_regressor, neck.norm_decoder])
+    saving = _per_token(regressor) * thrown + len(neck.regressors) * 2 * neck.embed_dim * pairs
+    saving += block_macs(neck.decoders, masked, masked - thrown)
+    return saving + _per_token(nn.ModuleList([neck.head])) * (masked - tokens.predicted)
+
+
+_PYRAMID = (
+    (1, ('align_dim_16tofpn', 'split_16to8', 'fpn_modules.0', 'decoder_embed.0', 'norm')),
+    (4, ('align_dim_16to8', 'block_16to8', 'split_8to4', 'fpn_modules.1', 'decoder_embed.1')),
+    (16, ('align_dim_8to4', 'block_8to4', 'fpn_modules.2', 'decoder_embed.2')),
+)
+"""Modules of iTPN's neck that run at 1, 4 and 16 positions of a token."""
+
+
+def itpn(model: Any, tokens: Tokens) -> float:
+    """iTPN: blocks of the decoder; or of the encoder, and the pyramid of visible tokens."""
+    backbone, neck, length = model.backbone, model.neck, tokens.length
+    if backbone.reconstruction_type == 'pixel':
+        return block_macs(neck.decoder_blocks, length, length - tokens.thrown)
+    saving = block_macs(
+        backbone.blocks[-backbone.num_main_blocks :], length, length - tokens.thrown
+    )
+    modules = dict(neck.named_modules())
+    for positions, names in _PYRAMID:
+        macs = sum(_per_token(modules[name]) for name in names if name in modules)
+        saving += positions * macs * (length - tokens.predicted)
+    return saving + model.head.cls_head.weight.numel() * (tokens.masked - tokens.predicted)
+
+
 def fcmae(model: Any, tokens: Tokens) -> float:
     """FCMAE: projection of visible units, blocks on present ones, prediction of masked ones."""
     neck = model.neck
@@ -187,6 +231,9 @@ FORMULAS: dict[str, Callable[[Any, Tokens], float]] = {
     'mmpretrain.models.selfsup.maskfeat.MaskFeat': encoder,
     'mmpretrain.models.selfsup.simmim.SimMIM': simmim,
     'mmpretrain.models.selfsup.beit.BEiT': beit,
+    'mmpretrain.models.selfsup.milan.MILAN': milan,
+    'mmpretrain.models.selfsup.cae.CAE': cae,
+    'mmpretrain.models.selfsup.itpn.iTPN': itpn,
     'mmpretrain.models.selfsup.spark.SparK': spark,
     'prmim_adapters.frameworks.fcmae.FCMAE': fcmae,
     'prmim_adapters.frameworks.ibot.IBOT': ibot,

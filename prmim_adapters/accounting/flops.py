@@ -111,7 +111,7 @@ def count_macs(model: nn.Module, batch: Batch) -> MacCount:
         by_operator={op: macs / images for op, macs in analysis.by_operator().items() if macs},
         unsupported=dict(analysis.unsupported_ops()),
     )
-    with scratch(model, batch) as (path, views), torch.no_grad():
+    with scratch(model, batch) as (path, views):  # without gradients, views stop its counter
         _refuse_disagreement(count, _watched(path, lambda: path(*views), images))
     return count
 

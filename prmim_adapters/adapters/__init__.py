@@ -41,6 +41,18 @@ _FRAMEWORKS = {
         'mmpretrain.beit',
         "encoder, BEiTv2's neck; ratios below 0.39; the frozen tokenizer stays",
     ),
+    'mmpretrain.models.selfsup.milan.MILAN': (
+        'mmpretrain.milan',
+        'decoder, whose loss covers visible tokens too; the frozen target network stays',
+    ),
+    'mmpretrain.models.selfsup.cae.CAE': (
+        'mmpretrain.cae',
+        'regressor and decoder; ratios below 0.39; teacher and frozen tokenizer stay',
+    ),
+    'mmpretrain.models.selfsup.itpn.iTPN': (
+        'mmpretrain.itpn',
+        'decoder (pixels), encoder and pyramid (CLIP features; ratios below 0.39)',
+    ),
     'prmim_adapters.frameworks.fcmae.FCMAE': (
         'mmpretrain.fcmae',
         "decoder, a small part; the large one is the packed encoder (execution='packed')",
@@ -76,6 +88,11 @@ _DECLARED = {
 _FRAMEWORKS |= {name: ('declarations', spared) for name, spared in _DECLARED.items()}
 for _framework, (_module, _spared) in _FRAMEWORKS.items():
     ADAPTERS.register_location(_framework, f'{__name__}.{_module}', _spared)
+ADAPTERS.register_refusal(
+    'mmpretrain.models.selfsup.mixmim.MixMIM',
+    'its encoder, 16.35 of 19.04 GMACs, has no mask tokens (masked patches are those of another '
+    'image), and its decoder runs on 49 tokens only: throwing all that can be thrown saves 6 %',
+)
 
 __all__ = [
     'ADAPTERS',

@@ -102,7 +102,13 @@ def attach(
         float(throw_ratio),
         seams.grid,
         _build_sampler(sampler),
-        [_build_aggregator(stage, seams, model) for stage in stages if stage is not None],
+        [
+            _build_aggregator(stage, seams, model)
+            for _ in range(seams.num_features)
+            for stage in stages
+            if stage is not None
+        ],
+        num_features=seams.num_features,
         num_prefix=seams.num_prefix,
         ragged=seams.ragged,
         thrown_weight=float(thrown_weight),
@@ -251,6 +257,9 @@ def _find_adapter(model: nn.Module) -> tuple[str, Adapter]:
     framework = ADAPTERS.find(type(model))
     if framework is None:
         found = f'{type(model).__module__}.{type(model).__qualname__}'
+        refusal = ADAPTERS.refusal(type(model))
+        if refusal is not None:
+            raise TypeError(f'no adapter for {found}: {refusal}')
         wrapped = ' (attach before wrapping it)' if hasattr(model, 'module') else ''
         raise TypeError(
             f'no adapter for {found}{wrapped}. Supported: {", ".join(ADAPTERS)}. For a framework '

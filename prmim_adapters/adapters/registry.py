@@ -113,6 +113,19 @@ class Registry:
 class AdapterRegistry(Registry):
     """Adapters by the qualified name of the model class that they attach to."""
 
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self._refusals: dict[str, str] = {}
+
+    def register_refusal(self, framework: str, reason: str) -> None:
+        """Say why a framework has no adapter; one that is registered for it goes first."""
+        self._refusals[framework] = reason
+
+    def refusal(self, model_class: type) -> str | None:
+        """Why there is no adapter for this class; None if there is nothing against one."""
+        names = (f'{cls.__module__}.{cls.__qualname__}' for cls in model_class.__mro__)
+        return next((self._refusals[name] for name in names if name in self._refusals), None)
+
     def find(self, model_class: type) -> str | None:
         """The key of the nearest class in the MRO of ``model_class``; None if there is none.
 

@@ -31,6 +31,8 @@ class Seams:
         ragged: True where images of a batch may differ in their number of masked tokens.
         absolute_positions: False where features know no absolute position, so that aggregators
             must be told.
+        num_features: sets of features in which thrown tokens are reconstructed, each by light
+            stages of its own.
         owns_loss: False where the loss is not part of the model, so that thrown tokens cannot be
             given another weight than kept ones.
     """
@@ -44,6 +46,7 @@ class Seams:
     num_prefix: int = 0
     ragged: bool = False
     absolute_positions: bool = True
+    num_features: int = 1
     owns_loss: bool = True
 
     @property
@@ -102,6 +105,7 @@ def _check_sizes(name: str, seams: Seams) -> None:
         'grid[1]': (seams.grid[1], 1),
         'width': (seams.width, 1),
         'num_prefix': (seams.num_prefix, 0),
+        'num_features': (seams.num_features, 1),
     }
     if seams.num_masked is not None:
         counts['num_masked'] = (seams.num_masked, 0)

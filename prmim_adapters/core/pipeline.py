@@ -46,6 +46,8 @@ class PartialReconstruction(nn.Module):
         aggregators: light stages in order, each reconstructing an equal share of the thrown
             tokens, nearest to the present ones first, from those before it. Empty = plain partial
             reconstruction: thrown tokens are dropped from the loss.
+        num_features: sets of features that are reconstructed, each by stages of its own: the first
+            set's stages, then those of the next.
         num_prefix: prefix tokens (cls, registers) before the patch tokens in the heavy network.
         ragged: images of a batch may differ in their number of masked tokens.
         thrown_weight: weight of a thrown token in the loss; a kept one weighs 1.
@@ -60,6 +62,7 @@ class PartialReconstruction(nn.Module):
         sampler: Sampler,
         aggregators: Sequence[nn.Module] = (),
         *,
+        num_features: int = 1,
         num_prefix: int = 0,
         ragged: bool = False,
         thrown_weight: float = 1.0,
@@ -71,6 +74,7 @@ class PartialReconstruction(nn.Module):
         self.grid = grid
         self.sampler = sampler
         self.aggregators = nn.ModuleList(aggregators)
+        self.num_features = num_features
         self.num_prefix = num_prefix
         self.ragged = ragged
         self.thrown_weight = thrown_weight
@@ -84,6 +88,11 @@ class PartialReconstruction(nn.Module):
     def num_thrown(self) -> int:
         """T: tokens thrown per image when all masks have one size."""
         return round(self.throw_ratio * self.grid[0] * self.grid[1])
+
+    @property
+    def num_stages(self) -> int:
+        """Light stages of one set of features; 0 in plain partial reconstruction."""
+        return len(self.aggregators) // self.num_features
 
     @property
     def supervises_thrown(self) -> bool:
@@ -148,7 +157,7 @@ class PartialReconstruction(nn.Module):
 
     def _in_stages(self, partition: TokenPartition) -> TokenPartition:
         """Thrown tokens in the order in which the stages reconstruct them."""
-        return _nearest_first(partition) if len(self.aggregators) > 1 else partition
+        return _nearest_first(partition) if self.num_stages > 1 else partition
 
     def _count(self, mask: Tensor) -> int:
         """Masked tokens per image of a mask that the data made.
@@ -195,7 +204,9 @@ class PartialReconstruction(nn.Module):
             )
         return partition
 
-    def reconstruct(self, partition: TokenPartition, features: Tensor, queries: Tensor) -> Tensor:
+    def reconstruct(
+        self, partition: TokenPartition, features: Tensor, queries: Tensor, which: int = 0
+    ) -> Tensor:
         """Features at the supervised tokens.
 
         Args:
@@ -203,6 +214,7 @@ class PartialReconstruction(nn.Module):
             features: (B, V + K, C), the heavy network's outputs at ``partition.present``.
             queries: (L, C), mask token + position of every grid position, or (B, T, C) at
                 ``partition.thrown``.
+            which: set of features, below ``num_features``.
 
         Returns:
             (B, n, C) at :meth:`supervised` positions: kept, then thrown.
@@ -210,16 +222,19 @@ class PartialReconstruction(nn.Module):
         num_visible = partition.visible.shape[1]
         parts = [features[:, num_visible:]]
         if partition.thrown.shape[1] and self.supervises_thrown:
-            parts += self._thrown(partition, features, queries)
+            parts += self._thrown(partition, features, queries, which)
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    def _thrown(self, partition: TokenPartition, features: Tensor, queries: Tensor) -> list[Tensor]:
+    def _thrown(
+        self, partition: TokenPartition, features: Tensor, queries: Tensor, which: int
+    ) -> list[Tensor]:
         known = features.detach() if self.stop_gradient else features
         kept, done = partition.kept, []
-        stages = len(self.aggregators)
+        stages = self.num_stages
+        aggregators = list(self.aggregators)[which * stages : (which + 1) * stages]
         parts = partition.thrown.tensor_split(stages, dim=1)
         asked = queries.tensor_split(stages, 1) if queries.dim() == 3 else [queries] * stages
-        for aggregator, thrown, queries in zip(self.aggregators, parts, asked, strict=True):
+        for aggregator, thrown, queries in zip(aggregators, parts, asked, strict=True):
             stage = replace(partition, kept=kept, thrown=thrown)
             # Made again in backward: a stage costs little to run and much to store.
             done.append(checkpoint(aggregator, known, stage, queries, use_reentrant=False))

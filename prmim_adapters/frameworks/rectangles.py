@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mmpretrain's MAE and EVA on images that are not square.
+"""mmpretrain's MAE, EVA and MILAN on images that are not square.
 
 Their encoder and decoder take any patch grid, but the head cuts squares only, and the initial
 positions are those of a square with as many patches: of 4 x 16 patches those of 8 x 8. Training
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mmpretrain.models import EVA, MAE, MAEPretrainHead, SparKPretrainHead
+from mmpretrain.models import EVA, MAE, MILAN, MAEPretrainHead, SparKPretrainHead
 from mmpretrain.models.necks import mae_neck
 from mmpretrain.models.selfsup import mae
 from mmpretrain.models.utils import build_2d_sincos_position_embedding
@@ -27,7 +27,7 @@ def allow_rectangles() -> None:
     if MAEPretrainHead.patchify is SparKPretrainHead.patchify:
         return
     MAEPretrainHead.patchify = SparKPretrainHead.patchify  # the same layout, of any shape
-    for framework in (MAE, EVA):
+    for framework in (MAE, EVA, MILAN):
         framework.init_weights = _with_positions_of_the_grid(framework.init_weights)
 
 

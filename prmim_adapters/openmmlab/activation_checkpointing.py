@@ -10,7 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from mmpretrain.models.backbones.beit import BEiTTransformerEncoderLayer
+from mmpretrain.models.backbones.hivit import BlockWithRPE
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
+from mmpretrain.models.necks.cae_neck import CAETransformerRegressorLayer
+from mmpretrain.models.necks.milan_neck import PromptTransformerEncoderLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -38,9 +41,43 @@ class RecomputedBEiTEncoderLayer(BEiTTransformerEncoderLayer):
         return checkpoint(super().forward, x, rel_pos_bias, use_reentrant=False)
 
 
+class RecomputedPromptLayer(PromptTransformerEncoderLayer):
+    """A layer of MILAN's decoder that keeps its inputs only."""
+
+    with_cp = True
+
+    def forward(self, x: Tensor, visible_tokens: Tensor, ids_restore: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        inputs = x, visible_tokens, ids_restore
+        return checkpoint(super().forward, *inputs, use_reentrant=False)
+
+
+class RecomputedRegressorLayer(CAETransformerRegressorLayer):
+    """A layer of CAE's regressor that keeps its inputs only."""
+
+    with_cp = True
+
+    def forward(self, x_q: Tensor, x_kv: Tensor, pos_q: Tensor, pos_k: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        return checkpoint(super().forward, x_q, x_kv, pos_q, pos_k, use_reentrant=False)
+
+
+class RecomputedHiViTBlock(BlockWithRPE):
+    """A block of HiViT, and of iTPN's pyramid, that keeps its input only."""
+
+    with_cp = True
+
+    def forward(self, x: Tensor, rpe_index: Any = None, mask: Tensor | None = None) -> Tensor:
+        """(B, N, ..., C) -> (B, N, ..., C)."""
+        return checkpoint(super().forward, x, rpe_index, mask, use_reentrant=False)
+
+
 _RECOMPUTED: dict[type, type] = {
     TransformerEncoderLayer: RecomputedEncoderLayer,
     BEiTTransformerEncoderLayer: RecomputedBEiTEncoderLayer,
+    PromptTransformerEncoderLayer: RecomputedPromptLayer,
+    CAETransformerRegressorLayer: RecomputedRegressorLayer,
+    BlockWithRPE: RecomputedHiViTBlock,
 }
 
 

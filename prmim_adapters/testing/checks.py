@@ -205,7 +205,7 @@ def check_bad_options_are_refused(case: AdapterCase) -> None:
 def _macs(case: AdapterCase, model: Any) -> float:
     """Multiply-adds per image of products and convolutions in the forward pass of the loss."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with sdpa_kernel(SDPBackend.MATH), counter:  # without gradients, views stop it
         case.loss(model)
     return counter.get_total_flops() / 2 / len(case.images(case.fixed_batch())[0])
 

@@ -148,7 +148,7 @@ def _exact(case: AdapterCase, ratio: float, stages: int = 1, **options: Any) -> 
         **options,
     )
     exact = Exact(partial(case.heavy_features, model))
-    case.partial(model).aggregators = nn.ModuleList([exact] * stages)
+    case.partial(model).aggregators = nn.ModuleList([exact] * len(case.partial(model).aggregators))
     return model
 
 

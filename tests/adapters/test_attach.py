@@ -193,3 +193,14 @@ def test_configs_change_the_model_only(name, epochs, width):
     assert config.train_cfg.max_epochs == epochs
     assert config.train_dataloader.batch_size == 512
     assert config.train_dataloader.collate_fn == dict(type='default_collate')
+
+
+def test_a_framework_that_is_not_worth_it_is_refused_with_the_reason():
+    from mmpretrain.models import MixMIM
+
+    class Mine(MixMIM):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+    with pytest.raises(TypeError, match=r'Mine: its encoder, 16\.35 of 19\.04 GMACs, has no mask'):
+        prmim.attach(Mine())

@@ -20,6 +20,7 @@ from mmpretrain.models.selfsup.beit import BEiT, BEiTPretrainViT
 from torch import Tensor
 
 from ...core import PartialReconstruction, TokenPartition, scatter_tokens
+from ..averages import supervised_mean
 from ..registry import ADAPTERS
 from ..seams import Seams
 from ..vit_encoder import embed_present, present_bias
@@ -121,14 +122,12 @@ class PRBEiT(BEiT):
         self, encoded: Encoded, features: list[Tensor], target: Tensor
     ) -> tuple[Tensor, ...]:
         """The head's losses over supervised tokens, thrown ones at their weight."""
-        partition, weight = encoded.partition, self.partial.thrown_weight
-        if weight == 1.0 or not self.partial.supervises_thrown:
-            return self._head_loss_at(self.partial.supervised(partition), features, target)
-        kept = self._head_loss_at(partition.kept, features, target)
-        thrown = self._head_loss_at(partition.thrown, features, target)
-        share = weight * partition.thrown.shape[1]
-        share = share / (partition.kept.shape[1] + share)
-        return tuple(k + share * (t - k) for k, t in zip(kept, thrown, strict=True))
+        positions = self.partial.supervised(encoded.partition)
+        return supervised_mean(
+            self.partial,
+            encoded.partition,
+            lambda columns: self._head_loss_at(positions[:, columns], features, target),
+        )
 
     def _head_loss_at(
         self, positions: Tensor, features: list[Tensor], target: Tensor
