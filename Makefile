@@ -1,10 +1,13 @@
+# make help       says what there is
 # make pretrain   from nothing: environment, demo tiles, training on the CPU, cost table, picture
 # make test       from nothing: environment, tests
 # make check      lint, spelling, types, import direction, documentation
+# make package    builds sdist and wheel, and tries them where nothing else is than they declare
 # make mutations  breaks the code in each way that the tests must notice (minutes)
 # make clean      removes what the others made
 #
-# With PYTHON=/path/to/python, an environment that has everything is used as it is.
+# PYTHON=/path/to/python    an environment that has everything is used as it is
+# BASE_PYTHON=python3.13    makes .venv with this Python
 
 CONFIG := configs/mmpretrain/_demo_/mae_prmim_demo.py
 WORK := work_dirs/mae_prmim_demo
@@ -17,7 +20,10 @@ BASE_PYTHON ?= python3
 bin := $(dir $(or $(shell command -v $(PYTHON)),$(PYTHON)))
 export PATH := $(abspath $(bin)):$(PATH)
 
-.PHONY: pretrain test check mutations clean
+.PHONY: help pretrain test check package mutations clean
+
+help:
+	@awk '!/^#/ {exit} {sub(/^# ?/, ""); print}' $(firstword $(MAKEFILE_LIST))
 
 pretrain: export PYTHONWARNINGS := ignore
 pretrain: $(environment) data/demo/done
@@ -38,6 +44,9 @@ check: $(environment)
 	python benchmarks/tables.py --check
 	python tools/check_docs.py
 
+package: $(environment)
+	python -m pytest -m package tests/tools/test_wheel.py
+
 mutations: $(environment)
 	python tools/mutations.py
 
@@ -47,8 +56,8 @@ data/demo/done: prmim_adapters/demo_data.py | $(environment)
 
 .venv/installed: setup.cfg pyproject.toml requirements/constraints.txt
 	test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -c requirements/constraints.txt -e '.[test,dev]'
+	.venv/bin/python -m pip install -c requirements/constraints.txt -e '.[all,test,dev]'
 	touch $@
 
 clean:
-	rm -rf .venv data/demo $(WORK)
+	rm -rf .venv build dist data/demo $(WORK)

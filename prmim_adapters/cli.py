@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
+from typing import Any
 
 import click
 
 from . import __version__, commands
+from .extras import MissingExtraError
 
 
 class Commands(click.Group):
@@ -29,6 +31,13 @@ class Commands(click.Group):
             for value in vars(module).values()
             if isinstance(value, click.Command) and value.name == cmd_name
         )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; one that needs an extra says which."""
+        try:
+            return super().invoke(ctx)
+        except MissingExtraError as error:
+            raise click.UsageError(f'prmim {ctx.invoked_subcommand}: {error}') from None
 
 
 @click.command(cls=Commands, context_settings={'help_option_names': ['-h', '--help']})

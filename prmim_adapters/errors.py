@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .extras import MissingExtraError
+
 PACKAGE = Path(__file__).parent
 #: What this package raises with a message for the user.
-_OURS = (KeyError, OSError, RuntimeError, TypeError, ValueError)
+_OURS = (KeyError, MissingExtraError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def described(error: BaseException) -> str:

@@ -126,6 +126,8 @@ def bash_block(code: str) -> Iterator[str]:
                 yield from unknown_targets(words[1:])
             elif words[:2] == ['mim', 'train'] and words[3].startswith('configs/mmpretrain/'):
                 yield from unknown_file(words[3])
+            elif words[:3] == ['mim', 'train', 'prmim-adapters']:
+                yield from unknown_file(f'configs/mmpretrain/{words[3]}')
             elif words[:1] == ['prmim']:
                 yield from unknown_options(words[1:])
             elif words[:1] == ['python'] and words[1].endswith('.py'):
@@ -168,6 +170,8 @@ def unknown_options(words: list[str]) -> Iterator[str]:
             yield f'prmim {words[0]} has no option {word}'
         if word.startswith('configs/'):
             yield from unknown_file(word)
+        if word.startswith('prmim_adapters::'):
+            yield from unknown_file(word.replace('prmim_adapters::', 'configs/mmpretrain/'))
 
 
 def links(path: Path, text: str) -> Iterator[str]:

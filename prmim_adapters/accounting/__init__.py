@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model costs: MACs of the loss path, activation memory, parameters, throughput."""
 
+from ..extras import require
+
+require('openmmlab')
+
 from prmim_adapters.accounting.batch import make_batch
 from prmim_adapters.accounting.flops import (
     MacCount,

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..adapters import ADAPTERS, is_attached
 from .closed_form import predicted_saving
-from .flops import MacCount, branch_macs, count_macs, training_macs
+from .flops import MacCount, branch_macs, count_macs, how_counted, training_macs
 from .loss_path import Batch, num_images
 from .memory import activation_bytes, parameter_bytes
 from .variants import FRAMEWORK, OURS, PLAIN, Variant
@@ -226,7 +226,7 @@ def compare(
         inputs=tuple(first.shape[1:]),
         batch_size=num_images(batch),
         costs=[cost_of(variant, batch, optimizer, full=full) for variant in variants],
-        notes=NOT_COUNTED if plain else f'{NOT_COUNTED} {NO_PLAIN}',
+        notes=' '.join(filter(None, (NOT_COUNTED, '' if plain else NO_PLAIN, how_counted()))),
     )
 
 

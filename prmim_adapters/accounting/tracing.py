@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forward MACs by fvcore, which traces the loss path: handles, and what tracing needs."""
+"""Forward MACs by fvcore, which traces the loss path: handles, and what tracing needs.
+
+fvcore's last release is of 2022, and it stands on ``torch.jit``, which torch has deprecated: it is
+imported only here, when something is counted.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,15 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import einsum_flop_jit, get_shape
 from torch import Tensor
 
 from .loss_path import LossPath
+
+if TYPE_CHECKING:
+    from fvcore.nn import FlopCountAnalysis
 
 HEAVY_OPS = frozenset(
     f'aten::{name}'
@@ -60,6 +65,8 @@ def einsum_macs(inputs: list[Any], outputs: list[Any]) -> Any:
     if len(operands) == 1:
         return 0
     if len(operands) > 2 or '.' in equation:
+        from fvcore.nn.jit_handles import einsum_flop_jit
+
         return einsum_flop_jit(inputs, outputs)
     sizes: dict[str, int] = {}
     for letters, operand in zip(equation.split('->')[0].split(','), operands, strict=True):
@@ -75,8 +82,19 @@ OP_HANDLES: dict[str, Callable] = {
 """Operator to handle ``(inputs, outputs) -> MACs``, beyond fvcore's own. Add your operator's."""
 
 
+def why_unavailable() -> str:
+    """Why fvcore cannot be imported, or '' if it can."""
+    try:
+        import fvcore.nn  # noqa: F401
+    except (ImportError, AttributeError) as error:  # what it takes from torch.jit may be gone
+        return f'{type(error).__name__}: {error}'
+    return ''
+
+
 def trace(path: LossPath, views: tuple[Tensor, ...]) -> FlopCountAnalysis:
     """Run one traced forward of the loss path and return its analysis, not yet per image."""
+    from fvcore.nn import FlopCountAnalysis
+
     with torch.no_grad(), _static_shapes(), _quiet():
         analysis = FlopCountAnalysis(path, views).set_op_handle(**OP_HANDLES)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -95,6 +113,8 @@ def uncounted_heavy_ops(unsupported: Counter[str]) -> list[str]:
 
 
 def _shape(value: Any) -> list[int]:
+    from fvcore.nn.jit_handles import get_shape
+
     shape = get_shape(value)
     if shape is None:
         raise ValueError(f'the trace lost the shape of {value}')

@@ -19,7 +19,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .farthest_numpy import farthest as by_distance
 from .partition import Grid
 from .randomness import BITS
 
@@ -116,6 +115,10 @@ def _(
     mask: Tensor, start: Tensor, count: Tensor, noise: Tensor, grid: list[int], steps: int
 ) -> Tensor:
     """A few rounds for each distance in place of a step for every kept token; the same result."""
+    try:
+        from .farthest_numpy import farthest as by_distance
+    except ModuleNotFoundError:  # torch alone does without numpy
+        return _reference(mask, start, count, noise, grid, steps)
     nearest = squared_distance_to(start, (grid[0], grid[1]))
     return by_distance(mask, nearest, count, noise, (grid[0], grid[1]))
 

@@ -4,6 +4,10 @@
 custom_imports = dict(imports=['prmim_adapters.openmmlab'], allow_failed_imports=False)
 """
 
+from ..extras import require
+
+require('openmmlab')
+
 from ..frameworks import cross_mae, fcmae, ibot, simmim_vit
 from . import (
     compat,

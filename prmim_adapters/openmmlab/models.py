@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS, TRANSFORMS
 from torch import nn
 
+from .. import shipped
 from .prmim import PRMIM, separate
 from .types import is_a, resolved
 
@@ -28,9 +29,13 @@ def load_config(path: str | Path) -> Config:
 
     Args:
         path: a file, of either style of mmengine, or
-            ``'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py'``.
+            ``'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py'``; those of this package
+            too, which no ``_base_`` finds: ``'prmim_adapters::mae_prmim_vitb.py'``.
     """
-    if '::' in str(path):
+    package, _, name = str(path).partition('::')
+    if name and package == 'prmim_adapters':
+        return Config.fromfile(shipped.find(name))
+    if name:
         from mmengine.hub import get_config
 
         return get_config(str(path))

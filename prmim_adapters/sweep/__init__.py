@@ -8,6 +8,10 @@ writes a config per point, ``point`` is the run of one, ``runner`` runs them all
 judges, ``report``, ``verdicts`` and ``plots`` show.
 """
 
+from ..extras import require
+
+require('openmmlab', 'sweep')
+
 from .reading import load_spec
 from .spec import Spec, SpecError
 

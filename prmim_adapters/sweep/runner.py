@@ -7,12 +7,12 @@ again, after processes that the killed sweep left behind have been ended.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from .checking import check_arms, check_configs
@@ -87,9 +87,10 @@ def _unfinished(points: list[Point], spec: Spec, out: Path) -> list[Point]:
 @contextmanager
 def _sole_user(out: Path) -> Iterator[None]:
     """Refuse a second sweep in the same folder. The system drops the lock when a sweep dies."""
-    with inside(out, '.lock').open('w') as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f'another sweep is running in {out}') from None
+    lock = FileLock(inside(out, '.lock'))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise BlockingIOError(f'another sweep is running in {out}') from None
+    with lock:
         yield

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..extras import require
 from .files import inside
 
 FOLDER = '.slurm'
@@ -91,7 +92,8 @@ class SlurmQueue:
             str: id of the array job.
 
         Raises:
-            SlurmError: no submitit, no ``sbatch``, or Slurm refuses.
+            MissingExtraError: no submitit.
+            SlurmError: no ``sbatch``, or Slurm refuses.
         """
         token = f'{time.strftime("%Y%m%d-%H%M%S")}-{secrets.token_hex(2)}'
         folder = self.folder / token
@@ -108,12 +110,9 @@ class SlurmQueue:
 
     def executor(self, folder: Path, timeouts: int) -> Any:
         """submitit's executor for the submission with this folder."""
-        try:
-            import submitit
-        except ImportError:
-            raise SlurmError(
-                "--engine slurm needs submitit: pip install 'prmim-adapters[slurm]'"
-            ) from None
+        require('slurm')
+        import submitit
+
         try:
             return submitit.AutoExecutor(folder, cluster='slurm', slurm_max_num_timeout=timeouts)
         except RuntimeError as error:

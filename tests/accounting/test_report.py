@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 import prmim_adapters as prmim
 from prmim_adapters.accounting import count_macs, make_batch
 from prmim_adapters.accounting.report import compare, plot
+from prmim_adapters.accounting.tracing import why_unavailable
 from prmim_adapters.accounting.variants import variants_of
 
 
@@ -69,3 +71,32 @@ def test_table(report):
 def test_plot(report, tmp_path):
     plot(report, tmp_path / 'cost.png')
     assert (tmp_path / 'cost.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_without_fvcore_the_second_counter_and_the_closed_form_carry_the_table(
+    attached, report, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, 'fvcore', None)
+    monkeypatch.setitem(sys.modules, 'fvcore.nn', None)
+    alone = compare(variants_of(attached), make_batch(attached))
+    for less, both in zip(alone.costs, report.costs, strict=True):
+        assert less.training == both.training
+        assert less.aggregation <= both.aggregation <= 1.2 * less.aggregation
+        assert list(less.forward_by_module) == list(both.forward_by_module)
+        assert 0.97 < less.forward / both.forward < 1  # without normalisation, a tiny model
+        assert less.forward == pytest.approx(both.forward, rel=0.03)
+    ours, counted = alone.costs[-1], report.costs[-1]
+    assert ours.predicted_saving == counted.predicted_saving
+    assert alone.closed_form_error(ours) == pytest.approx(0, abs=0.03)
+    assert 'fvcore cannot be imported' in alone.notes
+    assert 'without normalisation' in alone.notes
+    assert 'fvcore' not in report.notes
+
+
+def test_what_torch_takes_away_from_fvcore_counts_as_missing(monkeypatch):
+    """fvcore imports names of torch.jit when it is imported."""
+    for name in [name for name in sys.modules if name.split('.')[0] == 'fvcore']:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr('torch.jit._get_trace_graph')
+    assert '_get_trace_graph' in why_unavailable()
+    assert not [name for name in sys.modules if name == 'fvcore.nn.jit_analysis']

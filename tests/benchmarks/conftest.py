@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
 sys.path[:0] = [str(BENCHMARKS), str(Path(__file__).parent)]  # also in spawned processes
@@ -21,8 +21,7 @@ def dry_run(tmp_path_factory):
     base = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
     out, printed = base / 'gpu_dry_run' / 'results', base / 'gpu_dry_run' / 'printed'
     printed.parent.mkdir(exist_ok=True)
-    with (printed.parent / 'lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(printed.parent / 'lock'):
         if not printed.exists():
             command = [sys.executable, str(BENCHMARKS / 'gpu.py'), '--dry-run', '--out', str(out)]
             done = subprocess.run(

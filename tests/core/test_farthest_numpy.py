@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Farthest point sampling by distance equals the reference, which goes step by step."""
 
+import sys
+
 import pytest
 import torch
 from masks import random_mask
 
+from prmim_adapters.core import sampling
 from prmim_adapters.core.sampling import _reference
+from prmim_adapters.core.seeding import seeded
 
 BITS = 20
 
@@ -73,3 +77,15 @@ def test_no_images():
         mask, ~mask, torch.zeros(0, 1, dtype=torch.int64), mask.long(), [3, 4], 0
     )
     assert kept.shape == (0, 12)
+
+
+def test_without_numpy_the_reference_chooses(monkeypatch):
+    mask = random_mask(3, 49, 30)
+    expected = sampling.farthest(mask, 10, (7, 7), noise_for(mask))
+    for module in ('numpy', 'prmim_adapters.core.farthest_numpy'):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert torch.equal(sampling.farthest(mask, 10, (7, 7), noise_for(mask)), expected)
+    with seeded(3):
+        drawn = torch.rand(2)
+    with seeded(3):
+        assert torch.equal(torch.rand(2), drawn)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prmim configs``: the configs that come with this package, to run or to start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command('configs')
+@click.option('--copy', 'name', metavar='NAME', help='Copy this one, with what it inherits from.')
+@click.option(
+    '--out', default='configs', show_default=True, type=click.Path(file_okay=False, path_type=Path),
+    help='Folder for --copy.',
+)  # fmt: skip
+@click.option('--force', is_flag=True, help='Replace a config of that name in --out.')
+@click.option('--json', 'as_json', is_flag=True, help='Print JSON instead of text.')
+def configs(name: str | None, out: Path, force: bool, as_json: bool) -> None:
+    """List the configs of this package, or copy one for a start of your own.
+
+    Each is trained as it is by `mim train prmim-adapters NAME` (in a checkout by `mim train
+    mmpretrain PATH`) and counted by `prmim cost prmim_adapters::NAME`. A copy keeps the folders
+    of this package below --out, where its `_base_` finds them.
+    """
+    from .. import shipped
+    from ..errors import shown_without_traceback
+
+    if name is not None:
+        with shown_without_traceback():
+            written = shipped.copy(shipped.find(name), out, force)
+        if as_json:
+            click.echo(json.dumps([str(path) for path in written]))
+        else:
+            click.echo('\n'.join(map(str, written)))
+        return
+    found = shipped.configs()
+    if as_json:
+        entries = {key: dict(path=str(p), summary=shipped.summary(p)) for key, p in found.items()}
+        click.echo(json.dumps(entries, indent=2))
+        return
+    width = max(map(len, found))
+    for key, path in found.items():
+        click.echo(f'{key:{width}}  {shipped.summary(path)}')
+    click.echo(f'Specs for prmim sweep: {shipped.shipped("sweeps")}')

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mmpretrain's test script; ``mim test prmim-adapters CONFIG`` runs this one."""
+
+from prmim_adapters.mim_tools import run
+
+if __name__ == '__main__':
+    run('test.py')
