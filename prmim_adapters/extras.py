@@ -20,7 +20,6 @@ EXTRAS: dict[str, dict[str, str]] = {
         'numpy': 'numpy',
         'psutil': 'psutil',
         'rich': 'rich',
-        'timm': 'timm',
         'torchvision': 'torchvision',
         'yaml': 'pyyaml',
     },
