@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
@@ -222,21 +221,12 @@ def compare(
     plain = any(variant.name == PLAIN for variant in variants)
     return CostReport(
         model=framework.__name__,
-        framework=_registered_name(framework),
+        framework=ADAPTERS.find(framework) or f'{framework.__module__}.{framework.__qualname__}',
         inputs=tuple(first.shape[1:]),
         batch_size=num_images(batch),
         costs=[cost_of(variant, batch, optimizer, full=full) for variant in variants],
         notes=' '.join(filter(None, (NOT_COUNTED, '' if plain else NO_PLAIN, how_counted()))),
     )
-
-
-def _registered_name(framework: type) -> str:
-    """The key of its adapter, which may name a package that only imports the class."""
-    for key in ADAPTERS:
-        module, _, name = key.rpartition('.')
-        if getattr(sys.modules.get(module), name, None) in framework.__mro__:
-            return key
-    return f'{framework.__module__}.{framework.__qualname__}'
 
 
 def plot(report: CostReport, path: str | Path) -> None:

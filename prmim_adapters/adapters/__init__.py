@@ -82,10 +82,51 @@ _FRAMEWORKS = {
     ),
 }
 _DECLARED = {
-    f'{_HUGGINGFACE}.videomae.modeling_videomae.VideoMAEForPreTraining': 'decoder',
-    f'{_HUGGINGFACE}.hiera.modeling_hiera.HieraForPreTraining': 'decoder',
+    f'{_HUGGINGFACE}.videomae.modeling_videomae.VideoMAEForPreTraining': ('huggingface', 'decoder'),
+    f'{_HUGGINGFACE}.hiera.modeling_hiera.HieraForPreTraining': ('huggingface', 'decoder'),
+    f'{_HUGGINGFACE}.deit.modeling_deit.DeiTForMaskedImageModeling': ('huggingface', 'encoder'),
+    'modeling_pretrain.PretrainVisionTransformer': (
+        'video',
+        'decoder (MCG-NJU/VideoMAE, pengzhiliang/MAE-pytorch)',
+    ),
+    'models.modeling_pretrain.PretrainVisionTransformer': (
+        'video',
+        'decoder (OpenGVLab/VideoMAEv2, instead of its decoder mask)',
+    ),
+    'mae_st.models_mae.MaskedAutoencoderViT': ('video', 'decoder (facebookresearch/mae_st)'),
+    'hiera.hiera_mae.MaskedAutoencoderHiera': ('video', 'decoder (facebookresearch/hiera)'),
+    'models_mae_learn_loss.MaskedAutoencoderViT': (
+        'image',
+        'pixel decoder (Haochen-Wang409/HPM)',
+    ),
+    'models_mae_learn_feature_loss.MaskedAutoencoderViT': (
+        'image',
+        'decoder (Haochen-Wang409/HPM)',
+    ),
+    'models.modeling_pretrain_bootmae.VisionTransformerForMaskedImageModeling': (
+        'image',
+        'pixel decoder (LightDXY/BootMAE)',
+    ),
+    'solo.methods.mae.MAE': ('image', 'decoder (solo-learn)'),
+    'models_mae_group_channels.MaskedAutoencoderGroupChannelViT': (
+        'satellite',
+        'decoder (sustainlab-group/SatMAE, groups of bands)',
+    ),
+    'models_mae_temporal.MaskedAutoencoderViT': (
+        'satellite',
+        'decoder (sustainlab-group/SatMAE, three dates)',
+    ),
+    'terratorch.models.backbones.prithvi_mae.PrithviMAE': (
+        'satellite',
+        'decoder (Prithvi in terratorch)',
+    ),
+    'models_mae.MaskedAutoencoderViT (AudioMAE)': (
+        'audio',
+        'global decoder (facebookresearch/AudioMAE)',
+    ),
+    'monai.networks.nets.masked_autoencoder_vit.MaskedAutoEncoderViT': ('medicine', 'decoder'),
 }
-_FRAMEWORKS |= {name: ('declarations', spared) for name, spared in _DECLARED.items()}
+_FRAMEWORKS |= {name: (f'declarations.{part}', s) for name, (part, s) in _DECLARED.items()}
 for _framework, (_module, _spared) in _FRAMEWORKS.items():
     ADAPTERS.register_location(_framework, f'{__name__}.{_module}', _spared)
 ADAPTERS.register_refusal(

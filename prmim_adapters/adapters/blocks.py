@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from ..core import PartialReconstruction, TokenPartition, gather_tokens, scatter_tokens
 
 Block = Callable[..., Any]
+_CHECKED = 'rows_checked'
+"""Set on the shared part once the rows have been looked at."""
+_SAME = 1e-3
+"""Relative difference of equal rows, in any precision."""
 
 
 class Pass:
@@ -30,7 +34,7 @@ class Pass:
     """
 
     def __init__(self, partial: PartialReconstruction, declaration: Any, mask: Any) -> None:
-        self.partial, self.declaration = partial, declaration
+        self.partial, self.declaration, self.prefix = partial, declaration, partial.num_prefix
         self.partition: TokenPartition | None = None
         self.entered = self.left = False
         self.queries: Tensor | None = None
@@ -39,6 +43,7 @@ class Pass:
 
     def begin(self, mask: Tensor) -> None:
         """Partition the batch."""
+        self.mask = mask
         reads = self.declaration.loss is not None and self.partial.changes_loss
         self.partition = self.partial(mask, loss_reads=reads)
         self.row_of = None
@@ -67,13 +72,13 @@ class Pass:
             return (self._leave(out[0]), *out[1:])
         return self._leave(out)
 
-    def _rows(self, positions: Tensor) -> Tensor:
-        """Rows (B, n) of the sequence for positions (B, n) of the grid."""
-        rows = positions if self.row_of is None else self.row_of.gather(1, positions)
-        return rows + self.declaration.prefix
+    def _rows(self, positions: Tensor, images: int | None = None) -> Tensor:
+        """Rows (B, n) of the sequence for positions (B, n) of the grid, of the first images."""
+        rows = positions if self.row_of is None else self.row_of[:images].gather(1, positions)
+        return rows + self.prefix
 
     def _with_prefix(self, rows: Tensor) -> Tensor:
-        prefix = torch.arange(self.declaration.prefix, device=rows.device)
+        prefix = torch.arange(self.prefix, device=rows.device)
         return torch.cat((prefix.expand(len(rows), -1), rows), dim=1)
 
     @property
@@ -84,20 +89,45 @@ class Pass:
     def _enter(self, x: Tensor) -> Tensor:
         """(B, prefix + L, C) -> (B, prefix + V + K, C)."""
         assert self.partition is not None
-        expected = self.declaration.prefix + self.partition.length
+        expected = self.prefix + self.partition.length
         if x.dim() != 3 or x.shape[1] != expected:
             raise ValueError(
                 f'{self.declaration.framework}: the first block got {tuple(x.shape)}, but the '
-                f'declaration says (B, {self.declaration.prefix} + {self.partition.length}, C): '
+                f'declaration says (B, {self.prefix} + {self.partition.length}, C): '
                 'check prefix, grid and the path of the blocks'
             )
         self.entered = True
+        self._check_rows(x)
         self.queries = gather_tokens(x, self._rows(self.partition.thrown))
         return gather_tokens(x, self._present)
 
+    def _check_rows(self, x: Tensor) -> None:
+        """Once, in the first pass with two images that share masked positions.
+
+        Rows at masked positions are made of mask token and position, so that all images have the
+        same ones, unless the mask means the visible tokens or the order is another.
+        """
+        declaration = self.declaration
+        unknown = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta
+        if unknown or declaration.per_image or len(x) < 2 or hasattr(self.partial, _CHECKED):
+            return
+        common = self.mask[:2].all(dim=0).nonzero().T
+        if not common.numel():
+            return
+        first, second = gather_tokens(x[:2].detach(), self._rows(common.expand(2, -1), 2))
+        if not torch.allclose(first, second, rtol=_SAME, atol=_SAME * float(first.abs().max())):
+            raise ValueError(
+                f'{declaration.framework}: what enters the blocks at masked tokens differs between '
+                f'images, so it is not mask token + position. Check mask={declaration.mask} (which '
+                f'value says masked), order={declaration.order!r} and blocks; declare '
+                'per_image=True where masked tokens carry something of their image, or dropout '
+                'comes before the blocks'
+            )
+        setattr(self.partial, _CHECKED, True)
+
     def _leave(self, x: Tensor) -> Tensor:
         """(B, prefix + V + K, C) -> (B, prefix + L, C), zeros where nothing is reconstructed."""
-        partition, prefix = self.partition, self.declaration.prefix
+        partition, prefix = self.partition, self.prefix
         assert partition is not None and self.queries is not None
         rows = self.partial.reconstruct(partition, x[:, prefix:], self.queries)
         known = prefix + partition.visible.shape[1]

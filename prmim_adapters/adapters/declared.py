@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,8 @@ from .registry import ADAPTERS
 from .seams import Seams
 
 ORDERS = ('grid', 'visible_first')
+_LOSS = '#loss'
+"""Ends the name from which :func:`loss_class` is made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +43,22 @@ class Declaration:
         grid: model -> (H, W) in tokens; video folds time into rows: (T * H, W).
         host: path of the module whose method builds the sequence; '' is the model.
         method: that method.
-        prefix: rows (cls, registers) before the patch tokens.
+        prefix: rows (cls, registers) before the patch tokens; model -> their number where options
+            of the model decide.
         order: of the other rows: 'grid' (row-major), or 'visible_first' (visible tokens, then
             masked ones, both row-major).
         width: model -> channels of the rows; the first parameter of two dimensions in the blocks
             says it by default.
         num_masked: model -> masked tokens per image where the model draws its masks.
-        loss: (method of the host, its mask argument) that averages over a mask (B, L), if there is
-            one. Without it plain partial reconstruction and ``thrown_weight`` are refused.
+        loss: (method of the model, its mask argument) that averages over a mask of (B, L) or as
+            many entries, if there is one. Without it plain partial reconstruction and
+            ``thrown_weight`` are refused.
         per_token: names or places of further arguments of the blocks with a row for every token,
             (rows, ...) or (B, rows, ...), such as rotary positions.
+        per_image: the rows of masked tokens carry something of their image, such as its date. By
+            default they are checked to be the same in all images, once: a wrong mask or order shows.
+        meant: class -> whether this declaration is for it, where several frameworks have a class
+            of one name; ``framework`` then ends in something to tell them apart: 'name (whose)'.
     """
 
     framework: str
@@ -59,18 +68,25 @@ class Declaration:
     grid: Callable[[Any], Grid]
     host: str = ''
     method: str = 'forward'
-    prefix: int = 0
+    prefix: int | Callable[[Any], int] = 0
     order: str = 'grid'
     width: Callable[[Any], int] | None = field(default=None)
     num_masked: Callable[[Any], int] | None = None
     loss: tuple[str, str] | None = None
     per_token: tuple[str | int, ...] = ()
+    per_image: bool = False
+    meant: Callable[[type], bool] | None = None
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise ValueError(f'order={self.order!r}: allowed are {", ".join(map(repr, ORDERS))}')
+        if callable(self.prefix):
+            return
         if isinstance(self.prefix, bool) or not isinstance(self.prefix, int) or self.prefix < 0:
-            raise ValueError(f'prefix={self.prefix!r}: must be a number of rows, at least 0')
+            raise ValueError(
+                f'prefix={self.prefix!r}: must be a number of rows, at least 0, or a function of '
+                'the model'
+            )
 
     @property
     def blocks_path(self) -> str:
@@ -91,27 +107,62 @@ class Declaration:
     def __call__(self, model: Any) -> Seams:
         """The seams of a model: the host, whose method is followed, and the block list."""
         host, blocks = _module(model, self.host), _module(model, self.blocks_path)
-        if not hasattr(type(host), self.method):
-            raise TypeError(f'{type(host).__name__} has no method {self.method!r}, as declared')
         height, width = self.grid(model)
+        self._check_methods(model, host)
+        owner = _owner(host, self.method)
+        classes = {
+            owner: host_class(self.framework, owner),
+            nn.ModuleList: PRModuleList,
+            nn.Sequential: PRSequential,
+        }
+        guests = [self.blocks_path]
+        if self.loss is not None and self.host:
+            owner = _owner(model, self.loss[0])
+            classes[owner] = loss_class(self.framework, owner)
+            guests.append('')
         return Seams(
             host=self.host,
-            guests=(self.blocks_path,),
-            classes={
-                _owner(host, self.method): host_class(self.framework, _owner(host, self.method)),
-                nn.ModuleList: PRModuleList,
-                nn.Sequential: PRSequential,
-            },
-            grid=(height, width),
-            width=self.width(model) if self.width else _row_width(blocks),
-            num_masked=self.num_masked(model) if self.num_masked else None,
-            num_prefix=self.prefix,
+            guests=tuple(guests),
+            classes=classes,
+            grid=(_integer(height), _integer(width)),
+            width=_integer(self.width(model)) if self.width else _row_width(blocks),
+            num_masked=_integer(self.num_masked(model)) if self.num_masked else None,
+            num_prefix=_integer(self.prefix(model)) if callable(self.prefix) else self.prefix,
             owns_loss=self.loss is not None,
         )
 
+    def _check_methods(self, model: nn.Module, host: nn.Module) -> None:
+        """Before classes are made that rely on them."""
+        if isinstance(self.mask, Result):
+            _owner(host, self.mask.method)
+        if self.loss is None:
+            return
+        name, argument = self.loss
+        owner = _owner(model, name)
+        found = list(inspect.signature(getattr(owner, name)).parameters)
+        if argument not in found:
+            raise TypeError(
+                f'{owner.__qualname__}.{name}({", ".join(found)}) has no argument {argument!r}, as '
+                f'declared by loss={self.loss}'
+            )
 
-def declare(framework: str, **declaration: Any) -> Declaration:
+
+def register(framework: str, *, force: bool = False, **declaration: Any) -> Declaration:
+    """Register a declaration, for the modules of this package: see :func:`declare`."""
+    made = Declaration(framework=framework, **declaration)
+    ADAPTERS.register_module(framework=framework, module=made, force=force)
+    forget(__name__, framework)
+    forget(__name__, framework + _LOSS)
+    return made
+
+
+def declare(framework: str, *, force: bool = False, **declaration: Any) -> Declaration:
     """Register an adapter that needs no code; the arguments are those of :class:`Declaration`.
+
+    Args:
+        framework: qualified name of the model class.
+        force: replace the adapter that there is for that name.
+        **declaration: the rest of it.
 
     Example:
         >>> prmim.declare(
@@ -126,10 +177,11 @@ def declare(framework: str, **declaration: Any) -> Declaration:
         KeyError: there is an adapter for that framework already.
         TypeError, ValueError: an argument is missing, unknown or out of range.
     """
-    made = Declaration(framework=framework, **declaration)
-    ADAPTERS.register_module(framework=framework, module=made)
-    forget(__name__, framework)
-    return made
+    if framework in ADAPTERS and not force:
+        raise KeyError(
+            f'{ADAPTERS.kind} {framework!r} is registered already; pass force=True to replace it'
+        )
+    return register(framework, force=force, **declaration)
 
 
 def host_class(framework: str, base: type) -> type:
@@ -162,22 +214,39 @@ def host_class(framework: str, base: type) -> type:
             getattr(base, declaration.mask.method)
         )
         methods[declaration.mask.method] = masking
-    if declaration.loss is not None:
-        name, argument = declaration.loss
-        signature = inspect.signature(getattr(base, name))
-
-        def loss(self: Any, *args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(self, *args, **kwargs)
-            if self.partial.changes_loss:
-                mask = bound.arguments[argument]
-                partition = self.partial.take(len(mask))
-                bound.arguments[argument] = self.partial.loss_mask(mask, partition)
-            return getattr(super(made, self), name)(*bound.args[1:], **bound.kwargs)
-
-        loss.__signature__ = signature  # type: ignore[attr-defined]
-        methods[name] = loss
+    if declaration.loss is not None and not declaration.host:
+        methods |= _loss_method(framework, base)
     made = named_class(__name__, (framework, base), base, methods)
     return made
+
+
+def loss_class(framework: str, base: type) -> type:
+    """The subclass of a model's ``base`` whose declared loss weighs thrown tokens."""
+    return named_class(__name__, (framework + _LOSS, base), base, _loss_method(framework, base))
+
+
+def _loss_method(framework: str, base: type) -> dict[str, Any]:
+    """By its name; ``super`` is of the class in the MRO that has it from here."""
+    name, argument = ADAPTERS.get(framework).loss
+    original = getattr(base, name)
+    signature = inspect.signature(original)
+    place = list(signature.parameters).index(argument) - 1  # without self
+
+    def weighed(self: Any, mask: Any) -> Any:
+        partition = self.partial.take(len(mask))
+        return self.partial.loss_mask(mask.flatten(1), partition).view_as(mask)
+
+    def loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.partial.changes_loss:
+            return original(self, *args, **kwargs)
+        if argument in kwargs:
+            kwargs = {**kwargs, argument: weighed(self, kwargs[argument])}
+        else:
+            args = (*args[:place], weighed(self, args[place]), *args[place + 1 :])
+        return original(self, *args, **kwargs)
+
+    loss.__signature__ = signature  # type: ignore[attr-defined]
+    return {name: loss}
 
 
 def __getattr__(name: str) -> type:
@@ -185,12 +254,17 @@ def __getattr__(name: str) -> type:
     from .between import decoded
 
     framework, base = decoded(__name__, name)
+    if framework.endswith(_LOSS):
+        return loss_class(framework.removesuffix(_LOSS), base)
     return host_class(framework, base)
 
 
 def _owner(module: nn.Module, method: str) -> type:
     """The class of the MRO that has the method, which the seam goes before."""
-    return next(cls for cls in type(module).__mro__ if method in vars(cls))
+    for cls in type(module).__mro__:
+        if method in vars(cls):
+            return cls
+    raise TypeError(f'{type(module).__name__} has no method {method!r}, as declared')
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:
@@ -200,6 +274,11 @@ def _module(model: nn.Module, path: str) -> nn.Module:
         raise TypeError(
             f'{type(model).__name__} has no module {path!r}, as declared ({error})'
         ) from None
+
+
+def _integer(value: Any) -> Any:
+    """Of numpy too; what is no integer is refused with the seams."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 def _row_width(blocks: nn.Module) -> int:

@@ -7,13 +7,11 @@ returns (B, L) bool, True = masked, in row-major order of the grid; None where n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-
-from ..core.partition import Grid
 
 Arguments = Mapping[str, Any]
 
@@ -61,14 +59,14 @@ class Units:
 
     Attributes:
         name: of the argument.
-        shape: module -> (H, W) of a unit in tokens.
-        grid: module -> (H, W) of the grid in tokens.
+        shape: module -> (H, W) of a unit in tokens; (T, H, W) of a video's.
+        grid: module -> the same of the grid.
         masked: as in :class:`Argument`.
     """
 
     name: str
-    shape: Callable[[Any], Grid]
-    grid: Callable[[Any], Grid]
+    shape: Callable[[Any], Sequence[int]]
+    grid: Callable[[Any], Sequence[int]]
     masked: bool = True
 
     def __call__(self, module: Any, arguments: Arguments) -> Tensor | None:
@@ -76,9 +74,11 @@ class Units:
         units = Argument(self.name, self.masked)(module, arguments)
         if units is None:
             return None
-        (rows, columns), (height, width) = self.shape(module), self.grid(module)
-        units = units.view(-1, height // rows, width // columns)
-        return units.repeat_interleave(rows, 1).repeat_interleave(columns, 2).flatten(1)
+        shape, grid = self.shape(module), self.grid(module)
+        units = units.view(-1, *(size // unit for size, unit in zip(grid, shape, strict=True)))
+        for axis, unit in enumerate(shape, start=1):
+            units = units.repeat_interleave(unit, axis)
+        return units.flatten(1)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,9 @@ class Registry:
                 raise KeyError(
                     f'{self.kind} {key!r} is registered already; pass force=True to replace it'
                 )
+            if force:  # what stood at a location is not asked for any more
+                self._locations.pop(key, None)
+                self._summaries.pop(key, None)
             self._entries[key] = target
             return target
 
@@ -130,17 +133,29 @@ class AdapterRegistry(Registry):
         """The key of the nearest class in the MRO of ``model_class``; None if there is none.
 
         A framework may be registered under the name that its users import (``my_pkg.MyMIM``) or
-        the one of the defining module (``my_pkg.models.mim.MyMIM``).
+        the one of the defining module (``my_pkg.models.mim.MyMIM``). Where several frameworks have
+        a class of one name, ``'name (whose)'``, a user's own comes first, then the one whose
+        adapter is meant for that class.
         """
         for cls in model_class.__mro__:
-            for key in self:
-                if key == f'{cls.__module__}.{cls.__qualname__}' or _names(key, cls):
-                    return key
+            found = [key for key in self if _is_name_of(key, cls)]
+            if len(found) > 1:
+                found.sort(key=lambda key: (key in self._locations, not self._meant(key, cls)))
+            if found:
+                return found[0]
         return None
 
+    def _meant(self, key: str, cls: type) -> bool:
+        meant = getattr(self.get(key), 'meant', None)
+        return meant is not None and meant(cls)
 
-def _names(key: str, cls: type) -> bool:
-    module, _, attribute = key.rpartition('.')
+
+def _is_name_of(key: str, cls: type) -> bool:
+    """Whether ``key``, 'name' or 'name (whose)', names that class."""
+    name = key.partition(' (')[0]
+    if name == f'{cls.__module__}.{cls.__qualname__}':
+        return True
+    module, _, attribute = name.rpartition('.')
     return getattr(sys.modules.get(module), attribute, None) is cls
 
 

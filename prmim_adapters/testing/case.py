@@ -70,6 +70,7 @@ class AdapterCase:
         compiles_whole: False where the framework's own forward breaks the compiled graph.
         before_compile: what a model needs before it is compiled.
         checkpointing: (path of an attribute, value) pairs that switch on activation checkpointing.
+        autocast: False where the framework's own model fails under autocast.
         copies: False where the framework's own model cannot be copied by ``deepcopy``.
         name: for test ids.
     """
@@ -92,6 +93,7 @@ class AdapterCase:
     compiles_whole: bool = True
     before_compile: Callable[[Any], Any] = lambda model: model
     checkpointing: tuple[tuple[str, Any], ...] = ()
+    autocast: bool = True
     copies: bool = True
     name: str = ''
 

@@ -120,6 +120,7 @@ def check_costs_fall_as_predicted(case: AdapterCase) -> None:
 
 def check_autocast(case: AdapterCase) -> None:
     """Bf16 autocast gives about the same loss, and finite gradients."""
+    case.skip_if(not case.autocast, "the framework's own model fails under autocast")
     model = case.attached()
     exact = case.loss(model)
     with torch.autocast('cpu', torch.bfloat16):

@@ -3,6 +3,7 @@
 
 import pickle
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,14 +31,18 @@ class Other(UsersMAE):
 
 @pytest.fixture
 def declared(monkeypatch):
-    def make(**changes):
+    def make(ratio=THROWN / LENGTH, **changes):
         name = f'{Other.__module__}.Other'
         ADAPTERS._entries.pop(name, None)
         prmim.declare(name, **{**GOOD, **changes})
-        return prmim.attach(Other(), throw_ratio=THROWN / LENGTH)
+        return prmim.attach(Other(), throw_ratio=ratio)
 
     yield make
     ADAPTERS._entries.pop(f'{Other.__module__}.Other', None)
+
+
+def visible_for_masked(module, arguments):
+    return ~prmim.masks.Restore()(module, arguments)
 
 
 def loss_of(model):
@@ -56,6 +61,14 @@ def loss_of(model):
         (dict(order='shuffled'), ValueError, "order='shuffled': allowed are 'grid'"),
         (dict(prefix=-1), ValueError, 'prefix=-1: must be a number of rows'),
         (dict(prefix=True), ValueError, 'prefix=True: must be a number of rows'),
+        (
+            dict(prefix=lambda model: -1),
+            ValueError,
+            'num_prefix=-1: must be an integer of at least 0',
+        ),
+        (dict(loss=('compar', 'mask')), TypeError, "Other has no method 'compar', as declared"),
+        (dict(loss=('compare', 'weight')), TypeError, r"mask\) has no argument 'weight', as decl"),
+        (dict(mask=prmim.masks.Result('mask')), TypeError, "Other has no method 'mask', as decl"),
     ],
 )
 def test_wrong_at_attach(declared, changes, error, message):
@@ -80,6 +93,29 @@ def test_wrong_in_the_first_step(declared, changes, error, message):
         loss_of(declared(**changes))
 
 
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(mask=visible_for_masked),
+        dict(order='visible_first'),
+    ],
+    ids=['polarity', 'order'],
+)
+def test_rows_that_are_no_mask_tokens(declared, changes):
+    """At a ratio that a mask of the wrong polarity allows, too."""
+    model = declared(**changes, ratio=1 / LENGTH)
+    with pytest.raises(ValueError, match='differs between images, so it is not mask token'):
+        loss_of(model)
+
+
+def test_rows_that_differ_between_images_on_purpose(declared):
+    assert loss_of(declared(order='visible_first', per_image=True)).isfinite()
+    model = declared()
+    assert not hasattr(model.partial, 'rows_checked')
+    loss_of(model)
+    assert model.partial.rows_checked
+
+
 def test_blocks_that_are_not_iterated_over(declared, monkeypatch):
     model = declared()
     every = lambda blocks: iter(blocks._modules.values())  # noqa: E731, by index, for example
@@ -96,8 +132,41 @@ def test_without_a_loss_weights_are_refused(declared):
 
 def test_twice(declared):
     declared()
-    with pytest.raises(KeyError, match='registered already'):
+    with pytest.raises(KeyError, match='registered already; pass force=True'):
         prmim.declare(f'{Other.__module__}.Other', **GOOD)
+    prmim.declare(f'{Other.__module__}.Other', force=True, **{**GOOD, 'prefix': lambda model: 1})
+    assert loss_of(prmim.attach(Other(), throw_ratio=THROWN / LENGTH)).isfinite()
+
+
+def test_a_name_that_is_registered_but_not_imported_is_taken():
+    name = 'hiera.hiera_mae.MaskedAutoencoderHiera'
+    with pytest.raises(KeyError, match='registered already; pass force=True'):
+        prmim.declare(name, **GOOD)
+
+
+def test_one_name_for_several_frameworks(monkeypatch):
+    """'name (whose)': a user's own first, then the one that is meant, else the plain one."""
+    registry = type(ADAPTERS)('framework adapter')
+    name = f'{Other.__module__}.Other'
+    plain, meant = SimpleNamespace(), SimpleNamespace(meant=lambda cls: hasattr(cls, 'decode'))
+    for key, adapter in ((name, plain), (f'{name} (audio)', meant)):
+        registry.register_location(key, 'nowhere')
+        registry.register_module(framework=key, module=adapter)
+    assert registry.find(Other) == f'{name} (audio)'
+    meant.meant = lambda cls: False
+    assert registry.find(Other) == name
+    registry.register_module(framework=f'{name} (mine)', module=SimpleNamespace())
+    assert registry.find(Other) == f'{name} (mine)'
+    registry.register_module(framework=name, module=plain, force=True)
+    assert registry.find(Other) == name
+
+
+def test_units_of_frames():
+    units = prmim.masks.Units('mask', lambda m: (1, 2, 3), lambda m: (2, 4, 6), masked=False)
+    visible = torch.rand(2, 2 * 2 * 2) < 0.5
+    mask = units(None, {'mask': visible}).view(2, 2, 2, 2, 2, 3)  # B, t, (h, 2), (w, 3)
+    expected = ~visible.view(2, 2, 2, 1, 2, 1).expand(-1, -1, -1, 2, -1, 3)
+    assert torch.equal(mask, expected)
 
 
 def test_a_class_made_anew_in_another_process(declared):

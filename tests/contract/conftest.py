@@ -6,11 +6,12 @@ from unittest import SkipTest
 import pytest
 from contract_case import Absent, declared
 from originals import ORIGINALS, Original
+from originals_declared import DECLARED
 
 from prmim_adapters.testing import AdapterCase
 
 
-@pytest.fixture(params=declared() + ORIGINALS, ids=lambda case: case.name)
+@pytest.fixture(params=declared() + ORIGINALS + DECLARED, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Iterator[AdapterCase]:
     with ExitStack() as stack:
         try:

@@ -5,15 +5,30 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from unittest import SkipTest
 from unittest.mock import patch
 
 from prmim_adapters.upstream.shims import SHIMS
 
-FOLDERS = {'mae': 'mae', 'simmim': 'SimMIM', 'convnextv2': 'ConvNeXt-V2', 'ibot': 'ibot'}
-# names that the repositories share; namespace packages, which have no file, among them
-PACKAGES = ('models', 'utils', 'util', 'data', 'evaluation', 'loader', 'config')
+FOLDERS = {
+    'mae': 'mae',
+    'simmim': 'SimMIM',
+    'convnextv2': 'ConvNeXt-V2',
+    'ibot': 'ibot',
+    'videomae': 'VideoMAE',
+    'videomae-v2': 'VideoMAEv2',
+    'mae-pytorch': 'MAE-pytorch',
+    'mae-st': 'mae_st',
+    'hiera': 'hiera',
+    'satmae': 'SatMAE',
+    'terratorch': 'terratorch',
+    'audiomae': 'AudioMAE',
+    'hpm': 'HPM',
+    'bootmae': 'BootMAE',
+}
 
 
 def checkout_of(name: str) -> Path:
@@ -31,6 +46,15 @@ def checkout_of(name: str) -> Path:
     return folder
 
 
+def _stubs(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Packages whose own ``__init__`` needs much that their model does not, and a missing logger's."""
+    if folder.name == 'terratorch':
+        for package in ('terratorch', 'terratorch.models', 'terratorch.models.backbones'):
+            yield package, folder.joinpath(*package.split('.'))
+    elif folder.name == 'mae_st' and find_spec('simplejson') is None:
+        yield 'simplejson', folder
+
+
 @contextmanager
 def importable(name: str) -> Iterator[Path]:
     """Make a repository importable, with the shims that importing it needs."""
@@ -38,15 +62,25 @@ def importable(name: str) -> Iterator[Path]:
 
     folder, before = checkout_of(name), set(sys.modules)
     block = vision_transformer.Block
-    with patch.object(sys, 'path', [str(folder), *sys.path]):
+    # mae_st is imported by the name of its folder
+    with patch.object(sys, 'path', [str(folder), str(folder.parent), *sys.path]):
         for shim in ('torch-six', 'numpy-float', 'timm-block', 'minkowski'):
             SHIMS[shim](folder / 'main.py', [])
+        for stub, path in _stubs(folder):
+            sys.modules[stub] = ModuleType(stub)
+            sys.modules[stub].__path__ = [str(path)]
         try:
             yield folder
         finally:
             vision_transformer.Block = block
-            for module in set(sys.modules) - before:
-                path = getattr(sys.modules[module], '__file__', None) or ''
-                shimmed = module in ('torch._six', 'MinkowskiEngine', 'MinkowskiOps')
-                if shimmed or module in PACKAGES or f'/{folder.name}/' in path:
-                    del sys.modules[module]
+            theirs = [name for name in set(sys.modules) - before if _is_of(name, folder)]
+            for module in theirs:
+                del sys.modules[module]
+
+
+def _is_of(name: str, folder: Path) -> bool:
+    """Whether a module is the repository's, or stands in for one that it misses."""
+    module = sys.modules[name]
+    places = [getattr(module, '__file__', None), *getattr(module, '__path__', [])]
+    inside = any(f'{place}/'.startswith(f'{folder}/') for place in places)
+    return inside or name in ('torch._six', 'MinkowskiEngine', 'MinkowskiOps')

@@ -264,6 +264,7 @@ else:
             features=partial(run_blocks, hiera_blocks),
             token_wise=hiera_token_wise,
             weighted=False,
+            compiles_whole=False,  # transformers chooses rows by a mask of bool
             saving=saving(16, 64, 2, 64, 32),
         ),
     ]

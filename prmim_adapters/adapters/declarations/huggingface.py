@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters that are declarations: frameworks whose decoder or encoder is a list of blocks."""
+"""transformers: VideoMAE, Hiera (images), and DeiT's masked image model."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..core.partition import Grid
-from .declared import declare
-from .masks import Argument, Units
-from .seams import patch_grid
+from ...core.partition import Grid
+from ..declared import register
+from ..masks import Argument, Units
+from ..seams import patch_grid
 
 
 def _video_grid(model: Any) -> Grid:
@@ -32,7 +32,12 @@ def _hiera_model_grid(model: Any) -> Grid:
     return _hiera_grid(model.decoder)
 
 
-declare(
+def _deit_grid(model: Any) -> Grid:
+    patches = model.deit.embeddings.patch_embeddings
+    return patch_grid(patches.image_size, patches.patch_size, 'config.image_size')
+
+
+register(
     'transformers.models.videomae.modeling_videomae.VideoMAEForPreTraining',
     arguments=('pixel_values', 'bool_masked_pos', '**kwargs'),
     blocks='decoder.decoder_layers',
@@ -40,11 +45,25 @@ declare(
     order='visible_first',
     grid=_video_grid,
 )
-declare(
+register(
     'transformers.models.hiera.modeling_hiera.HieraForPreTraining',
     host='decoder',
     arguments=('encoder_hidden_states', 'bool_masked_pos', 'output_attentions'),
     blocks='decoder_block.layers',
     mask=Units('bool_masked_pos', _hiera_unit, _hiera_grid, masked=False),
     grid=_hiera_model_grid,
+)
+register(
+    'transformers.models.deit.modeling_deit.DeiTForMaskedImageModeling',
+    arguments=(
+        'pixel_values',
+        'bool_masked_pos',
+        'interpolate_pos_encoding',
+        'attention_mask',
+        '**kwargs',
+    ),
+    blocks='deit.layers',
+    mask=Argument('bool_masked_pos'),
+    prefix=2,  # cls and distillation token
+    grid=_deit_grid,
 )
