@@ -21,6 +21,7 @@ from ..adapters import is_attached
 from ..errors import described
 from ..openmmlab.throw_ratio import ratio_hook
 from .batch import first_batch
+from .environment import environment
 from .flops import UndercountError, count_macs, training_macs
 from .loss_path import scratch
 from .report import compare
@@ -34,8 +35,8 @@ class CostHook(Hook):
 
     It also warns when processes share a seed, and so draw the same masks.
     The model, the data loader and the random state stay as they were. The table is also written
-    to ``cost.json`` beside the log, with the average over the run where a ``ThrowRatioHook``
-    changes the ratio. In a config::
+    to ``cost.json`` beside the log, with versions and commit, and with the average over the run
+    where a ``ThrowRatioHook`` changes the ratio. In a config::
 
         custom_imports = dict(imports=['prmim_adapters.openmmlab',
                                        'prmim_adapters.accounting.cost_hook'])
@@ -79,7 +80,7 @@ class CostHook(Hook):
             runner.logger.warning(f'Cost of a training step: not counted. {error}')
             return
         runner.logger.info(f'Cost of a training step\n\n{report.markdown()}\n\n{report.notes}')
-        found = report.to_dict()
+        found = report.to_dict() | dict(environment=environment())
         if ratio_hook(runner.hooks) is not None:
             count = partial(self._macs, batch=batch)
             found['run'] = average_over_run(runner, count, runner.max_iters)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prmim export CKPT OUT``: the encoder for timm, or bare weights for mmpretrain."""
+"""``prmim export CKPT OUT``: the encoder for timm or transformers, or bare weights for mmpretrain."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -12,7 +13,7 @@ from ._output import check_output
 
 @click.command('export')
 @click.argument('checkpoint', type=click.Path(exists=True, dir_okay=False))
-@click.argument('out', type=click.Path(dir_okay=False))
+@click.argument('out', type=click.Path())
 @click.option('--config', default=None, help='Training config; by default the one in CHECKPOINT.')
 @click.option(
     '--encoder', default='backbone', show_default=True, help='Dotted name of the encoder.'
@@ -22,31 +23,44 @@ from ._output import check_output
 def export(
     checkpoint: str, out: str, config: str | None, encoder: str, force: bool, as_json: bool
 ) -> None:
-    """Write what others need of CHECKPOINT to OUT.
+    """Write what others need of CHECKPOINT to OUT, whose ending says for whom.
 
-    OUT.safetensors: the encoder under timm's names. The features of both models are compared
-    first, and nothing is written if they differ.
+    OUT.safetensors: the encoder under timm's names, and a model card OUT.md.
+
+    OUT without an ending: a folder for transformers' from_pretrained, model card included.
 
     OUT.pth: all weights under mmpretrain's names, without optimizer and log history.
+
+    For timm and transformers the features of both models are compared first, and nothing is
+    written if they differ.
     """
     from ..errors import shown_without_traceback
-    from ..export import export_encoder, export_weights
+    from ..export import export_encoder, export_folder, export_weights
 
-    if not out.endswith(('.pth', '.safetensors')):
-        raise click.UsageError(f'OUT is {out!r}: give a .safetensors (timm) or .pth (mmpretrain)')
-    check_output(out, [checkpoint, *([config] if config else [])], force)
+    ending = Path(out).suffix
+    if ending not in ('', '.pth', '.safetensors'):
+        raise click.UsageError(
+            f'OUT is {out!r}: give a .safetensors (timm) or .pth (mmpretrain), or a folder '
+            '(transformers), whose name has no dot'
+        )
+    inputs = [checkpoint, *([config] if config else [])]
+    for path in [out, *([str(Path(out).with_suffix('.md'))] if ending == '.safetensors' else [])]:
+        check_output(path, inputs, force)
     with shown_without_traceback():
-        if out.endswith('.pth'):
+        if ending == '.pth':
             report = dict(tensors=export_weights(checkpoint, out))
-        else:
+        elif ending == '.safetensors':
             report = export_encoder(checkpoint, out, config, encoder)
+        else:
+            report = export_folder(checkpoint, out, config, encoder)
     if as_json:
         click.echo(json.dumps(report))
-    elif out.endswith('.pth'):
+    elif ending == '.pth':
         click.echo(f'{out}: {report["tensors"]} tensors')
     else:
+        library = 'timm' if ending else 'transformers'
         click.echo(
-            f'{out}: timm {report["timm"]}, {report["tensors"]} tensors, '
+            f'{out}: {library} {report[library]}, {report["tensors"]} tensors, '
             f'{report["parameters"] / 1e6:.2f} M parameters; features differ by at most '
             f'{report["difference"]:.1e} of the largest'
         )

@@ -5,6 +5,6 @@ from ..extras import require
 
 require('openmmlab', 'export')
 
-from .encoder import export_encoder, export_weights, to_timm
+from .encoder import export_encoder, export_folder, export_weights, to_timm
 
-__all__ = ['export_encoder', 'export_weights', 'to_timm']
+__all__ = ['export_encoder', 'export_folder', 'export_weights', 'to_timm']

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..openmmlab.checkpoints import one_line, read_checkpoint, weights_of
-from ..openmmlab.models import framework_settings, input_channels, load_config, scope_of
+from ..openmmlab.models import framework_settings, load_config, scope_of
 from ..openmmlab.prmim import overridden
+from .card import Card
 from .converter import Converter
+from .huggingface import hub_model, write_folder
+from .images import noise_images
 from .settings import checked_encoder, read_literal
 
 #: Largest difference of features, relative to their largest value, that counts as equal in fp32.
@@ -30,6 +34,8 @@ def export_encoder(
     encoder: str = 'backbone',
 ) -> dict[str, Any]:
     """Write the encoder's weights under timm's names, after checking that features agree.
+
+    A model card stands beside them, under the name of ``out`` with the ending ``.md``.
 
     Args:
         checkpoint: file that mmengine's CheckpointHook wrote.
@@ -48,31 +54,57 @@ def export_encoder(
     """
     from safetensors.torch import save_file
 
-    content = read_checkpoint(checkpoint)
-    weights = _encoder_weights(content, checkpoint, encoder)
-    if config is not None:
-        backbone = build_encoder(load_config(config), encoder)
-    else:
-        backbone = _build_in_bounds(
-            _own_settings(content, checkpoint, encoder), weights, checkpoint
-        )
-    try:
-        backbone.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(
-            f'{checkpoint}: the weights under {encoder!r} are not those of its config: '
-            f'{one_line(error)}'
-        ) from error
+    backbone, card = _trained_encoder(checkpoint, config, encoder)
     model, converted, difference = to_timm(backbone)
     metadata = dict(format='pt', timm_class=type(model).__qualname__, source=str(checkpoint))
     tensors = {k: v.contiguous() for k, v in converted.items()}
     _write(out, lambda path: save_file(tensors, path, metadata))
+    text = card.text(f'timm `{type(model).__qualname__}`', find_converter(backbone).untrained)
+    _write(Path(out).with_suffix('.md'), lambda path: Path(path).write_text(text))
     return dict(
         timm=type(model).__qualname__,
         tensors=len(converted),
         parameters=sum(v.numel() for v in converted.values()),
         difference=difference,
     )
+
+
+def export_folder(
+    checkpoint: str | Path,
+    out: str | Path,
+    config: str | Path | None = None,
+    encoder: str = 'backbone',
+) -> dict[str, Any]:
+    """Write the encoder as a folder for transformers' ``from_pretrained``, with a model card.
+
+    What ``from_pretrained`` makes of the folder is compared with the encoder before anything
+    stands at ``out``.
+
+    Args:
+        checkpoint: as in :func:`export_encoder`.
+        out: folder; ``config.json``, ``model.safetensors`` and ``README.md`` in it are replaced.
+        config: as in :func:`export_encoder`.
+        encoder: as in :func:`export_encoder`.
+
+    Returns:
+        ``dict(transformers, tensors, parameters, difference)``.
+
+    Raises:
+        ValueError: as in :func:`export_encoder`, or transformers has no such encoder.
+        ImportError: transformers is not installed.
+    """
+    backbone, card = _trained_encoder(checkpoint, config, encoder)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
+        report = write_folder(backbone, Path(folder))
+        name = f'transformers `{report["transformers"]}`'
+        text = card.text(name, hub_model(backbone).untrained, 'transformers')
+        Path(folder, 'README.md').write_text(text)
+        out.mkdir(exist_ok=True)
+        for path in Path(folder).iterdir():
+            path.replace(out / path.name)
+    return report
 
 
 def export_weights(checkpoint: str | Path, out: str | Path) -> int:
@@ -93,6 +125,28 @@ def export_weights(checkpoint: str | Path, out: str | Path) -> int:
     meta = {k: v for k, v in _meta(content).items() if isinstance(v, (str, int, float))}
     _write(out, lambda path: torch.save(dict(meta=meta, state_dict=weights), path))
     return len(weights)
+
+
+def _trained_encoder(
+    checkpoint: str | Path, config: str | Path | None, encoder: str
+) -> tuple[nn.Module, Card]:
+    """The encoder with its weights, and what the checkpoint says of its training."""
+    content = read_checkpoint(checkpoint)
+    weights = _encoder_weights(content, checkpoint, encoder)
+    if config is not None:
+        backbone = build_encoder(load_config(config), encoder)
+    else:
+        backbone = _build_in_bounds(
+            _own_settings(content, checkpoint, encoder), weights, checkpoint
+        )
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f'{checkpoint}: the weights under {encoder!r} are not those of its config: '
+            f'{one_line(error)}'
+        ) from error
+    return backbone, Card(checkpoint, _meta(content), encoder, backbone)
 
 
 def _meta(content: Any) -> dict[Any, Any]:
@@ -245,22 +299,11 @@ class _Bounded(TorchDispatchMode):
 
 @torch.no_grad()
 def _difference(converter: Converter, backbone: Any, model: Any) -> float:
-    height, width = _image_size(backbone)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, input_channels(backbone), height, width, generator=generator)
+    images = noise_images(backbone)
     ours, theirs = converter.features(backbone, images), model.forward_features(images)
     if ours.shape != theirs.shape:
         return float('inf')
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-def _image_size(backbone: Any) -> tuple[int, int]:
-    if not hasattr(backbone, 'img_size'):  # Swin
-        patch = backbone.patch_embed.projection.kernel_size
-        height, width = (n * p for n, p in zip(backbone.patch_resolution, patch, strict=True))
-        return height, width
-    size = backbone.img_size
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _own_settings(content: Any, checkpoint: str | Path, encoder: str) -> dict[str, Any]:
