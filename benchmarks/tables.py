@@ -4,12 +4,13 @@
     python benchmarks/tables.py          # writes benchmarks/results/*.md
     python benchmarks/tables.py --check  # exits 1 if a table is not what its JSON says
 
-What has no result file yet reads ``not measured``.
+A measurement without a result file has no row, and a device without one no column.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,29 +50,33 @@ def main() -> None:
 
 
 def costs() -> str:
-    """Counted: the framework's figure, what it is with PR-MIM, and the change."""
+    """Counted: the framework's figure, what it is with PR-MIM, and the change; most saved first."""
     head = ['config', 'ratio', 'forward GMACs', 'training GMACs', 'activations MB, fused']
     head += ['activations MB, explicit', 'light stage, of forward']
-    rows = []
-    for name, report in (load('costs') or {}).items():
-        framework, ours = report['costs'][0], report['costs'][-1]
+    found = (load('costs') or {}).items()
+    return table(head, [_cost_row(*entry) for entry in sorted(found, key=_training_saved)])
 
-        def change(key: str, unit: float, digits: int, a: dict = framework, b: dict = ours) -> str:
-            share = b[key] / a[key] - 1
-            return f'{a[key] / unit:.{digits}f} → {b[key] / unit:.{digits}f} ({share:+.1%})'
 
-        rows.append(
-            [
-                f'`{name}`',
-                f'{ours["throw_ratio"]:g}',
-                change('forward', 1e9, 3),
-                change('training', 1e9, 2),
-                change('activations_fused', 1e6, 1),
-                change('activations_explicit', 1e6, 1),
-                f'+{ours["aggregation"] / framework["forward"]:.2%}',
-            ]
-        )
-    return table(head, rows)
+def _training_saved(entry: tuple[str, Any]) -> float:
+    return -entry[1]['costs'][-1]['saving']['training']
+
+
+def _cost_row(name: str, report: dict[str, Any]) -> list[str]:
+    framework, ours = report['costs'][0], report['costs'][-1]
+
+    def change(key: str, unit: float, digits: int) -> str:
+        before, after = framework[key], ours[key]
+        return f'{before / unit:.{digits}f} → {after / unit:.{digits}f} ({after / before - 1:+.1%})'
+
+    return [
+        f'`{name}`',
+        f'{ours["throw_ratio"]:g}',
+        change('forward', 1e9, 3),
+        change('training', 1e9, 2),
+        change('activations_fused', 1e6, 1),
+        change('activations_explicit', 1e6, 1),
+        f'+{ours["aggregation"] / framework["forward"]:.2%}',
+    ]
 
 
 def savings() -> str:
@@ -93,64 +98,70 @@ def savings() -> str:
 
 
 def steps() -> str:
-    """Measured: step time and peak memory against the framework's."""
-    head = ['', 'batch', 'framework, ms', 'plain partial, time', 'PR-MIM, time']
-    head += ['cross-attention decoder, time', 'plain partial, memory', 'PR-MIM, memory', 'where']
-    return table(head, [step_row(title, load(name)) for title, name in STEPS])
+    """Measured: step time and peak memory against the framework's; the least time first."""
+    head = ['', 'batch', 'framework, ms', 'plain partial, time', 'PR-MIM, time', 'peer, time']
+    head += ['plain partial, memory', 'PR-MIM, memory', 'where']
+    found = [(title, load(name)) for title, name in STEPS]
+    measured = [(title, result) for title, result in found if result is not None]
+    return table(head, [step_row(*entry) for entry in sorted(measured, key=_step_time)])
 
 
-def step_row(title: str, result: dict | None) -> list[str]:
-    if result is None:
-        return [title, *[MISSING] * 8]
+def _step_time(entry: tuple[str, dict]) -> float:
+    return (entry_of(entry[1], 'PR-MIM 0.5') or {}).get('time_ratio') or 0.0
+
+
+def step_row(title: str, result: dict) -> list[str]:
+    """One row; a dash where there is nothing to measure."""
     peer = [e['label'] for e in result['measured'] if e['label'].startswith('cross-attention')]
     plain, ours, peer = 'plain partial 0.5', 'PR-MIM 0.5', (peer or [''])[0]
-
-    def ratio(label: str, key: str) -> str:
-        entry = entry_of(result, label) or {}
-        value, processor = entry.get(key), entry.get('processor_ratio')
-        if value is None:
-            return MISSING
-        saved = [(e['memory'] or {}).get('saved') for e in (entry, result['measured'][0])]
-        beside = ''
-        if key == 'time_ratio' and processor is not None:
-            beside = f' (CPU time {processor:.3f})'
-        elif key == 'memory_ratio' and all(saved):
-            beside = f' (saved activations {saved[0] / saved[1]:.3f})'
-        return f'{value:.3f}{beside}'
-
     where, on_cpu = result['environment'], result['settings']['device'] == 'cpu'
     on_cpu = on_cpu or not where.get('cuda')
     return [
         title,
         str(result['settings']['batch_size']),
         f'{result["measured"][0]["median_seconds"] * 1e3:.0f}',
-        *(ratio(label, 'time_ratio') for label in (plain, ours, peer)),
-        *(ratio(label, 'memory_ratio') for label in (plain, ours)),
+        *(_time(result, label) for label in (plain, ours, peer)),
+        *(_memory(result, label) for label in (plain, ours)),
         f'{where["device"]}' + (f', {where["threads"]} threads' if on_cpu else ''),
     ]
+
+
+def _time(result: dict, label: str) -> str:
+    """Median of the ratios within a round, and their quartiles."""
+    entry = entry_of(result, label)
+    if entry is None:
+        return '-'
+    pairs = zip(entry['times']['seconds'], result['measured'][0]['times']['seconds'], strict=True)
+    low, _, high = statistics.quantiles([ours / theirs for ours, theirs in pairs], n=4)
+    return f'{entry["time_ratio"]:.2f} ({low:.2f} to {high:.2f})'
+
+
+def _memory(result: dict, label: str) -> str:
+    entry, framework = entry_of(result, label), result['measured'][0]
+    if entry is None:
+        return '-'
+    saved = [(e['memory'] or {}).get('saved') for e in (entry, framework)]
+    beside = f' (activations {saved[0] / saved[1]:.2f})' if all(saved) else ''
+    return f'{entry["memory_ratio"]:.2f}{beside}'
 
 
 def light_stages() -> str:
     """Measured: the light stages of one step at MAE ViT-B/16's decoder size."""
     found = [load(name) for name in ('light_stages_cpu', 'gpu/light')]
     names = [key for key in (found[0] or {'stages': {}})['stages'] if _is_stage(key)]
-    rows = [
-        [name, *(MISSING if f is None else f'{f["stages"][name]:.2f}' for f in found)]
-        for name in names
-    ]
-    shares = [(f or {}).get('share') for f in found]
+    columns = [(device, f) for device, f in zip(('CPU', 'GPU'), found, strict=True) if f]
+    rows = [[name, *(f'{f["stages"][name]:.2f}' for _, f in columns)] for name in names]
+    shares = [f.get('share') for _, f in columns]
     rows.append(
         ['partition + aggregation, share of a step']
         + [MISSING if share is None else f'{share["share"]:.2%}' for share in shares]
     )
     sizes = [
-        f' ({f["stages"]["images"]} images, {f["environment"]["device"]}, '
+        f'{device} ({f["stages"]["images"]} images, {f["environment"]["device"]}, '
         f'{f["environment"]["threads"]} thread(s), {f["clock"]} time)'
-        if f
-        else ''
-        for f in found
+        for device, f in columns
     ]
-    return table(['ms', f'CPU{sizes[0]}', f'GPU{sizes[1]}'], rows)
+    return table(['ms', *sizes], rows)
 
 
 def _is_stage(key: str) -> bool:
@@ -159,7 +170,7 @@ def _is_stage(key: str) -> bool:
 
 def sampling() -> str:
     """Measured: farthest point sampling by size."""
-    head = ['images', 'grid', 'masked', 'kept', 'ms, CPU', 'ms, CPU, step by step', 'ms, GPU']
+    head = ['images', 'grid', 'masked', 'kept', 'ms, CPU', 'ms, CPU, step by step']
     on_gpu = {
         (row['images'], row['tokens'], row['kept']): f'{row["ms"]:.2f}'
         for row in (load('gpu/light') or {'sampling_by_size': []})['sampling_by_size']
@@ -172,12 +183,12 @@ def sampling() -> str:
             str(row['kept']),
             f'{row["by_distance"]:.2f}',
             f'{row["step_by_step"]:.1f}',
-            on_gpu.get((row['images'], height * width, row['kept']), MISSING),
+            *([on_gpu.get((row['images'], height * width, row['kept']), MISSING)] * bool(on_gpu)),
         ]
         for row in (load('sampling_cpu') or {'rows': []})['rows']
         for height, width in [row['grid']]
     ]
-    return table(head, rows)
+    return table(head + ['ms, GPU'] * bool(on_gpu), rows)
 
 
 def ibot_ragged() -> str:

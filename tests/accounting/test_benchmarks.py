@@ -76,8 +76,8 @@ def test_tables_that_do_not_agree_are_found(tmp_path):
     script = copy / 'tables.py'
     subprocess.run([sys.executable, str(script)], check=True, capture_output=True)
     table = copy / 'results' / 'steps.md'
-    assert table.read_text().count('not measured') == 8 * 8
-    table.write_text(table.read_text().replace('not measured', '0.5', 1))
+    assert len(table.read_text().splitlines()) == 2  # no row for what was not measured
+    table.write_text(table.read_text() + '| MAE |\n')
     result = subprocess.run(
         [sys.executable, str(script), '--check'], capture_output=True, text=True
     )
