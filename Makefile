@@ -3,6 +3,8 @@
 # make test       from nothing: environment, tests
 # make check      lint, spelling, types, import direction, documentation
 # make package    builds sdist and wheel, and tries them where nothing else is than they declare
+# make docs       the site, in docs/_build/html; a warning is an error
+# make notebooks  runs the notebooks, with their outputs in docs/_build/notebooks
 # make mutations  breaks the code in each way that the tests must notice (minutes)
 # make clean      removes what the others made
 #
@@ -20,7 +22,7 @@ BASE_PYTHON ?= python3
 bin := $(dir $(or $(shell command -v $(PYTHON)),$(PYTHON)))
 export PATH := $(abspath $(bin)):$(PATH)
 
-.PHONY: help pretrain test check package mutations clean
+.PHONY: help pretrain test check docs notebooks package mutations clean
 
 help:
 	@awk '!/^#/ {exit} {sub(/^# ?/, ""); print}' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +49,17 @@ check: $(environment)
 package: $(environment)
 	python -m pytest -m package tests/tools/test_wheel.py
 
+docs: $(environment)
+	sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+notebooks: export MPLBACKEND := module://matplotlib_inline.backend_inline
+notebooks: $(environment)
+	mkdir -p docs/_build/notebooks
+	for name in mmpretrain transformers; do \
+		jupytext -q --to ipynb --execute docs/notebooks/$$name.py \
+			-o docs/_build/notebooks/$$name.ipynb || exit 1; \
+	done
+
 mutations: $(environment)
 	python tools/mutations.py
 
@@ -56,8 +69,8 @@ data/demo/done: prmim_adapters/demo_data.py | $(environment)
 
 .venv/installed: setup.cfg pyproject.toml requirements/constraints.txt
 	test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -c requirements/constraints.txt -e '.[all,test,dev]'
+	.venv/bin/python -m pip install -c requirements/constraints.txt -e '.[all,test,dev,docs]'
 	touch $@
 
 clean:
-	rm -rf .venv build dist data/demo $(WORK)
+	rm -rf .venv build dist data/demo docs/_build $(WORK)

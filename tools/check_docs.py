@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check that README.md and docs/ say what the code does; prints every mistake, exits 1 if any.
 
-* ``python`` blocks run, each file's in one namespace from top to bottom, or are compared: a block
-  after ``<!-- file: PATH -->`` is PATH (or consecutive lines of it), one after ``<!-- config -->``
-  is loaded as a config and its model built. ``<!-- not run: REASON -->`` skips a block.
+* ``python`` blocks run, each file's in one namespace from top to bottom and in an empty folder, or
+  are compared: a block after ``<!-- file: PATH -->`` is PATH (or consecutive lines of it), one after
+  ``<!-- config -->`` is loaded as a config and its model built. ``<!-- with: NAME -->`` calls that
+  function of :mod:`doc_setup` first. ``<!-- not run: REASON -->`` skips a block.
 * ``bash`` blocks: ``make`` targets, ``mim train`` configs and ``prmim`` commands with their options
   exist.
-* Relative links and pictures exist.
+* Every block has a language; ``yaml`` blocks are YAML, and extras that ``pip install`` names exist.
+* Relative links and pictures exist, and the headings that links point to.
 * A figure followed by ``<!-- FILE.json#key.path FORMAT -->`` is that value of a committed result;
   ``G`` or ``M`` before the format divides by 1e9 or 1e6.
-* What stands between ``<!-- begin: FILE -->`` and ``<!-- end -->`` is that file; ``--write`` renews
-  it.
+* What stands between ``<!-- begin: FILE -->`` and ``<!-- end -->`` is that file, or made from the
+  code (:mod:`doc_generated`); ``--write`` renews it.
 """
 
 from __future__ import annotations
@@ -28,12 +30,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import doc_setup
+from doc_generated import generated
+
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(
-    r'(?:<!-- (?P<note>[^\n]*?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$', re.M | re.S
+    r'(?:<!-- (?P<note>[^\n]*?) -->\n)?^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$', re.M | re.S
 )
-LINK = re.compile(r'\]\((?!https?:|#|mailto:)([^)#\s]+)')
-INCLUDE = re.compile(r'(<!-- begin: (\S+) -->\n)(.*?)(<!-- end -->)', re.S)
+LINK = re.compile(r'\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)')
+INCLUDE = re.compile(r'(<!-- begin: ([^\n]+?) -->\n)(.*?)(<!-- end -->)', re.S)
 UNITS = {'G': 1e9, 'M': 1e6}
 FIGURE = re.compile(r'([-+]?\d[\d,]*(?:\.\d+)?)[^\d\n<|]{0,16}<!-- (\S+\.json)#(\S+) (\S+) -->')
 
@@ -41,7 +46,8 @@ FIGURE = re.compile(r'([-+]?\d[\d,]*(?:\.\d+)?)[^\d\n<|]{0,16}<!-- (\S+\.json)#(
 def main() -> None:
     """Check all documents."""
     os.chdir(ROOT)
-    documents = [Path('README.md'), *sorted(Path('docs').rglob('*.md'))]
+    documents = [Path('README.md'), Path('CONTRIBUTING.md'), *sorted(Path('docs').rglob('*.md'))]
+    documents = [path for path in documents if '_build' not in path.parts]
     if '--write' in sys.argv[1:]:
         for path in documents:
             path.write_text(INCLUDE.sub(included, path.read_text()))
@@ -53,6 +59,20 @@ def main() -> None:
 def check(path: Path) -> Iterator[str]:
     """Mistakes in one document."""
     text = path.read_text()
+    with tempfile.TemporaryDirectory() as folder:
+        yield from blocks(text, Path(folder))
+    yield from links(path, text)
+    yield from figures(text)
+    for match in INCLUDE.finditer(text):
+        try:
+            if match[0] != included(match):
+                yield f'{match[2]} differs from what is shown of it; run tools/check_docs.py --write'
+        except ValueError as error:
+            yield str(error)
+
+
+def blocks(text: str, folder: Path) -> Iterator[str]:
+    """Mistakes in the code blocks, which run in ``folder``."""
     namespace: dict[str, Any] = {'__name__': '__main__'}
     for match in BLOCK.finditer(text):
         line = text[: match.start('code')].count('\n') + 1
@@ -60,28 +80,32 @@ def check(path: Path) -> Iterator[str]:
         if note.startswith('not run: '):
             continue
         if language == 'python':
-            mistake = python_block(note, code, namespace)
+            mistake = python_block(note, code, namespace, folder)
         elif language in ('bash', 'shell', 'console'):
             mistake = next(bash_block(code), None)
+        elif language == 'yaml':
+            mistake = yaml_block(code)
         else:
-            mistake = None
+            mistake = None if language else 'the block has no language; "text" if it is none'
         if mistake:
             yield f'line {line}: {mistake}'
-    yield from links(path, text)
-    yield from figures(text)
-    for match in INCLUDE.finditer(text):
-        if match[0] != included(match):
-            yield f'{match[2]} differs from what is shown of it; run tools/check_docs.py --write'
 
 
 def included(match: re.Match[str]) -> str:
-    """The block as it should be; empty where the file does not exist."""
+    """The block as it should be; empty where the file does not exist.
+
+    Raises:
+        ValueError: it is neither a file nor something that can be made.
+    """
     source = Path(match[2])
-    content = source.read_text().strip() + '\n' if source.exists() else ''
+    if source.suffix:
+        content = source.read_text().strip() + '\n' if source.exists() else ''
+    else:
+        content = generated(match[2])
     return f'{match[1]}{content}{match[4]}'
 
 
-def python_block(note: str, code: str, namespace: dict[str, Any]) -> str | None:
+def python_block(note: str, code: str, namespace: dict[str, Any], folder: Path) -> str | None:
     """Run or compare a block; what is wrong with it."""
     if note.startswith('file: '):
         source = Path(note.removeprefix('file: ').strip())
@@ -91,13 +115,38 @@ def python_block(note: str, code: str, namespace: dict[str, Any]) -> str | None:
             return f'the block is not what {source} says'
         return None
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with silent_in(folder):
             if note == 'config':
                 build_config(code)
-            else:
-                exec(compile(code, '<block>', 'exec'), namespace)
+                return None
+            if note.startswith('with: '):
+                namespace.update(getattr(doc_setup, note.removeprefix('with: '))())
+            exec(compile(code, '<block>', 'exec'), namespace)
     except Exception:
         return 'the block fails:\n' + traceback.format_exc(limit=-1)
+    return None
+
+
+@contextlib.contextmanager
+def silent_in(folder: Path) -> Iterator[None]:
+    """Work in that folder, and print nothing."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        os.chdir(before)
+
+
+def yaml_block(code: str) -> str | None:
+    """What is wrong with the block."""
+    import yaml
+
+    try:
+        yaml.safe_load(code)
+    except yaml.YAMLError as error:
+        return f'the block is no YAML: {error}'
     return None
 
 
@@ -132,6 +181,18 @@ def bash_block(code: str) -> Iterator[str]:
                 yield from unknown_options(words[1:])
             elif words[:1] == ['python'] and words[1].endswith('.py'):
                 yield from unknown_file(words[1])
+            elif words[:2] == ['pip', 'install']:
+                yield from unknown_extras(command)
+
+
+def unknown_extras(command: str) -> Iterator[str]:
+    """Extras of this package that setup.cfg lacks."""
+    from setuptools.config.setupcfg import read_configuration
+
+    known = read_configuration('setup.cfg')['options']['extras_require']
+    for extras in re.findall(r'(?:prmim[-_]adapters|\.)\[([\w,]+)\]', command):
+        for extra in set(extras.split(',')) - set(known):
+            yield f'setup.cfg has no extra {extra!r}'
 
 
 def unknown_targets(words: list[str]) -> Iterator[str]:
@@ -175,10 +236,20 @@ def unknown_options(words: list[str]) -> Iterator[str]:
 
 
 def links(path: Path, text: str) -> Iterator[str]:
-    """Relative links without a file."""
-    for target in LINK.findall(BLOCK.sub('', text)):
-        if not (path.parent / target).exists():
+    """Relative links without a file, or without the heading that they name."""
+    for target, heading in LINK.findall(BLOCK.sub('', text)):
+        found = path.parent / target if target else path
+        if not found.exists():
             yield f'link to {target}, which does not exist'
+        elif heading and found.suffix == '.md' and heading not in headings(found.read_text()):
+            yield f'link to {target}#{heading}: no such heading'
+
+
+def headings(text: str) -> set[str]:
+    """Names that GitHub gives to headings."""
+    titles = re.findall(r'^#+ (.+)$', BLOCK.sub('', text), re.M)
+    plain = (re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', title).lower() for title in titles)
+    return {re.sub(r'[^\w\- ]', '', title).strip().replace(' ', '-') for title in plain}
 
 
 def figures(text: str) -> Iterator[str]:

@@ -51,7 +51,7 @@ class Seams:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Modules that change: host, then guests."""
+        """Modules that change, host first."""
         return (self.host, *self.guests)
 
     @property

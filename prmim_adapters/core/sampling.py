@@ -33,12 +33,18 @@ def farthest(
 ) -> Tensor:
     """Farthest point sampling [0]: each next kept token is the farthest from all present ones.
 
-    The visible tokens count as present from the start (``seeds='visible'``); with
-    ``seeds='none'`` only the kept ones do, and the first is drawn at random.
-    Shapes are those of the module docstring. O(B * L * max(num_kept)) time, on a CPU a few times
-    O(B * L); O(B * L * W) memory for the distances to start with.
+    O(B * L * max(num_kept)) time, on a CPU a few times O(B * L); O(B * L * W) memory for the
+    distances to start with.
 
     [0] Eldar et al., The Farthest Point Strategy for Progressive Image Sampling, 1997.
+
+    Args:
+        mask: as in the module docstring, as are the next three.
+        num_kept: tokens to keep per image.
+        grid: (H, W).
+        noise: breaks ties.
+        seeds: which tokens count as present from the start: 'visible', all visible ones; 'none',
+            no token, and the first kept one is drawn at random.
 
     Raises:
         ValueError: ``seeds`` is neither 'visible' nor 'none'.

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract of an adapter, checked: for those of this package, and for anybody's.
 
+In pytest::
+
     def test_my_adapter():
         check_adapter(build, batch, heavy=lambda model: model.backbone.blocks)
 
-or, with a test for each check,
+or, with a test for each check::
 
     @pytest.mark.parametrize('check', adapter_checks(build, batch, heavy=...), ids=str)
     def test_my_adapter(check):

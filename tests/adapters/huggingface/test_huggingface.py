@@ -223,7 +223,7 @@ def test_base_model_saves_what_is_promised():
 
 
 def test_a_checkpoint_continues_by_from_pretrained_and_the_light_stage_by_its_names(tmp_path):
-    """The lines of docs/upstream.md: load_state_dict, which Trainer calls, leaves most weights out."""
+    """The lines of docs/huggingface.md: load_state_dict, as Trainer calls it, leaves most out."""
     from safetensors.torch import load_file
 
     model = prmim.attach(vitmae(), throw_ratio=0.4)
