@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.device import get_device
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 from torch import nn
 
 from ..adapters import is_attached
+from ..core.seeding import seeded
 from ..errors import described
+from ..openmmlab.distributed import unwrapped
+from ..openmmlab.fully_shard import is_sharded
+from ..openmmlab.models import build_model
 from ..openmmlab.throw_ratio import ratio_hook
 from .batch import first_batch
 from .environment import environment
@@ -66,7 +70,7 @@ class CostHook(Hook):
         warn_of_shared_seeds(runner)
         if runner.rank != 0:
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_to_copy(runner)
         batch = first_batch(runner.train_dataloader, model, self.batch_size)
         validate(model, batch)
         if self.table and is_attached(model):
@@ -98,6 +102,15 @@ class CostHook(Hook):
             forward_gmacs=macs.forward.total / 1e9,
             training_gmacs=(macs.forward.total + macs.backward.total) / 1e9,
         )
+
+
+def model_to_copy(runner: Runner) -> Any:
+    """The algorithm, or a new one of its config where it is in shards, which cannot be copied."""
+    model = unwrapped(runner.model)
+    if not is_sharded(model):
+        return model
+    with seeded(0):
+        return build_model(runner.cfg).to(get_device())
 
 
 def warn_of_shared_seeds(runner: Runner) -> None:

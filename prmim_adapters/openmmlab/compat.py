@@ -11,6 +11,7 @@ Compensations, all applied by :func:`apply` when ``prmim_adapters.openmmlab`` is
   a config text in the file.
 * ``--launcher pytorch`` and ``--launcher slurm``: see :mod:`prmim_adapters.openmmlab.launch`.
 * Checkpoints are written whole: see :mod:`prmim_adapters.openmmlab.whole_files`.
+* FlexibleRunner resumes from whole ones: see :mod:`prmim_adapters.openmmlab.flexible_runner`.
 * MAE takes images that are not square: see :mod:`prmim_adapters.frameworks.rectangles`.
 """
 
@@ -30,6 +31,7 @@ from ..allow_list import numpy_globals
 from ..frameworks.rectangles import allow_rectangles
 from . import launch
 from .checkpoints import read_checkpoint
+from .flexible_runner import resume_from_whole_files
 from .whole_files import write_whole_files
 
 #: The attributes of HistoryBuffer that its pickle refers to (``_statistics_methods``).
@@ -43,6 +45,7 @@ def apply() -> None:
     load_data_only()
     launch.apply()
     write_whole_files()
+    resume_from_whole_files()
     allow_rectangles()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .distributed import unwrapped, without_process_group
+from .fully_shard import is_sharded
 from .random_states import random_states, set_random_states
 
 _NAMED = 8
@@ -29,7 +30,8 @@ class FiniteLossHook(Hook):
 
     A step costs one comparison of the loss. When it fails, the forward pass is repeated with the
     same random numbers and every module watched: the error names the first one whose output is not
-    finite, and the images in whose rows that is so, or the whole batch.
+    finite, and the images in whose rows that is so, or the whole batch. A model in shards is not
+    looked into: only its images are.
 
     Raises:
         NonFiniteLossError: a loss is not finite.
@@ -90,6 +92,8 @@ def origin(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> str:
     images = Images(args, kwargs)
     if rows := images.non_finite():
         return f'The images are not finite: {images.names(rows)}'
+    if is_sharded(model):  # the other processes, whose losses may be finite, would be waited for
+        return f'A model in shards is not looked into; images: {images.names([])}'
     handles = [
         module.register_forward_hook(_stop_at(name))
         for name, module in model.named_modules()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..extras import require
-from .files import inside
+from .files import FileError, inside, read_text
 
 FOLDER = '.slurm'
 _FIELDS = '%i|%j|%K|%T|%r|%N'
@@ -123,11 +123,12 @@ class SlurmQueue:
 
         Raises:
             SlurmError: ``squeue`` fails.
+            FileError: a ``points.json`` is damaged.
         """
         submissions = {_job_name(path.parent.name): path for path in self._submissions()}
         found: dict[str, Job] = {}
         for name, index, job in sorted(self.listing(list(submissions)), key=lambda entry: entry[0]):
-            point = json.loads(submissions[name].read_text())[index]
+            point = _point(submissions[name], index)
             if point not in found or job.alive or not found[point].alive:
                 found[point] = job
         return found
@@ -195,6 +196,27 @@ def minutes(limit: str) -> int:
         parts = [0, parts[0], parts[1]]
     hours, mins, seconds = parts
     return days * 1440 + hours * 60 + mins + (seconds > 0)
+
+
+def _point(path: Path, index: int) -> str:
+    """The point that a task of an array is at, by its ``points.json``.
+
+    Raises:
+        FileError: it is damaged.
+    """
+    try:
+        name = json.loads(read_text(path))[index]
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        name, reason = None, f': {error}'
+    else:
+        reason = f', task {index} has {name!r:.80}'
+    if isinstance(name, str):
+        return name
+    job = _job_name(path.parent.name)
+    raise FileError(
+        f'{path}: is damaged, no list of the points of Slurm job {job}{reason}; end that job '
+        f'(scancel --name={job}) and delete the file'
+    )
 
 
 def _job_name(token: str) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmpretrain.registry import DATASETS
 from mmpretrain.structures import DataSample
 from torch.utils.data import Dataset
 
@@ -50,6 +52,7 @@ IBOT = dict(
 )
 
 
+@DATASETS.register_module()
 class Drawn(Dataset):
     """Ten images, augmented by draws from every source of randomness that transforms use."""
 
@@ -71,6 +74,27 @@ class Drawn(Dataset):
         return dict(inputs=views, data_samples=DataSample().set_mask(masks))
 
 
+class InterruptedRunError(Exception):
+    pass
+
+
+class InterruptHook(Hook):
+    """Ends training when an iteration has begun, as a kill would; knows where training began.
+
+    Args:
+        iteration: None never ends it.
+    """
+
+    def __init__(self, iteration=None):
+        self.iteration, self.first = iteration, None
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self.first is None:
+            self.first = runner.iter
+        if runner.iter == self.iteration:
+            raise InterruptedRunError
+
+
 #: by name: the framework, the loop, and when checkpoints are made. An epoch has 5 iterations.
 KINDS = {
     'mae-by-epoch': (MAE, dict(by_epoch=True, max_epochs=4), dict(interval=1)),
@@ -88,16 +112,15 @@ KINDS = {
 }
 
 
-def build(kind, folder, num_workers=0, hooks=(), seed=0, infinite=False, **options):
-    """A runner in ``folder`` that resumes by itself."""
-    init_default_scope('mmpretrain')
+def settings(kind, folder, num_workers=0, seed=0, infinite=False, **options):
+    """Config of a run in ``folder`` that resumes by itself."""
     framework, loop, checkpoint = KINDS[kind]
     checkpoint = dict(max_keep_ckpts=1, **checkpoint) | options.pop('checkpoint', {})
-    settings = dict(
+    base = dict(
         model=dict(type='PRMIM', framework=framework, throw_ratio=0.4, max_masked_share=0.6),
         work_dir=str(folder),
         train_dataloader=dict(
-            dataset=Drawn(2 if kind == 'ibot' else 0),
+            dataset=dict(type='Drawn', views=2 if kind == 'ibot' else 0),
             batch_size=2,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
@@ -112,14 +135,19 @@ def build(kind, folder, num_workers=0, hooks=(), seed=0, infinite=False, **optio
         if loop['by_epoch']
         else [dict(type='CosineAnnealingLR', T_max=20, by_epoch=False)],
         default_hooks=dict(checkpoint=dict(type='ResumableCheckpointHook', **checkpoint)),
-        custom_hooks=list(hooks),
         default_scope='mmpretrain',
         experiment_name=f'{Path(folder).name}-{len(list(Path(folder).glob("*")))}-{random.random()}',
         randomness=dict(seed=seed, diff_rank_seed=True),
         resume=True,
         log_level='WARNING',
     )
-    return Runner(**{**settings, **options})
+    return {**base, **options}
+
+
+def build(*args, hooks=(), **options):
+    """The runner of :func:`settings`, with these hooks."""
+    init_default_scope('mmpretrain')
+    return Runner(**settings(*args, **options), custom_hooks=list(hooks))
 
 
 if __name__ == '__main__':

@@ -8,35 +8,13 @@ import numpy as np
 import pytest
 import survivor
 import torch
-from mmengine.hooks import Hook
 from mmengine.runner import ValLoop
 from mmpretrain.registry import LOOPS
 
 
-class InterruptedRunError(Exception):
-    pass
-
-
-class InterruptHook(Hook):
-    """Ends training when an iteration has begun, as a kill would; knows where training began.
-
-    Args:
-        iteration: None never ends it.
-    """
-
-    def __init__(self, iteration=None):
-        self.iteration, self.first = iteration, None
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if self.first is None:
-            self.first = runner.iter
-        if runner.iter == self.iteration:
-            raise InterruptedRunError
-
-
 def interrupted(kind, folder, iteration, **options):
-    with pytest.raises(InterruptedRunError):
-        survivor.build(kind, folder, hooks=[InterruptHook(iteration)], **options).train()
+    with pytest.raises(survivor.InterruptedRunError):
+        survivor.build(kind, folder, hooks=[survivor.InterruptHook(iteration)], **options).train()
     torch.rand(7)  # the next process would not have this state either
     np.random.rand(7)
     random.random()
@@ -44,7 +22,7 @@ def interrupted(kind, folder, iteration, **options):
 
 def trained(kind, folder, begins=0, **options):
     """Weights at the end of a run that begins at iteration ``begins``."""
-    hook = InterruptHook()
+    hook = survivor.InterruptHook()
     runner = survivor.build(kind, folder, hooks=[hook], **options)
     runner.train()
     assert hook.first == begins

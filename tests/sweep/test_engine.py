@@ -237,6 +237,25 @@ def test_mistaken_flags_end_the_command_with_a_message(trained, monkeypatch, fla
     assert isinstance(run.exception, SystemExit)
 
 
+@pytest.mark.parametrize('text', ['', '[', '[]', '{}', '7', '[7]', '[' * 9999, '\xff'])
+@pytest.mark.parametrize('flag', ['--status', '--engine'])
+def test_a_damaged_list_of_points_is_one_line(trained, monkeypatch, text, flag):
+    _, out = trained
+    submission = out / '.slurm' / '1'
+    submission.mkdir(parents=True)
+    (submission / 'points.json').write_text(text, encoding='latin-1')
+    job = Job('12_0', 'RUNNING', 'None', 'node')
+    monkeypatch.setattr(SlurmQueue, 'listing', lambda queue, names: [('prmim-1', 0, job)])
+    flags = ['--status'] if flag == '--status' else ['--engine', 'slurm', '--slurm', 'time=5']
+    arguments = [str(out.parent / 'spec.yaml'), '--out', str(out), *flags]
+    run = CliRunner().invoke(sweep, arguments)
+    assert run.exit_code == 1
+    assert isinstance(run.exception, SystemExit)
+    (line,) = [line for line in run.output.splitlines() if 'points.json' in line]
+    assert 'is damaged, no list of the points of Slurm job prmim-1' in line
+    assert 'scancel --name=prmim-1' in line
+
+
 def test_status_without_slurm_says_what_the_files_say(trained, monkeypatch):
     spec, out = trained
     run_sweep(spec, out, ProcessEngine(detach=True))

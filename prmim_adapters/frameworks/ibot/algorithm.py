@@ -23,6 +23,7 @@ from mmpretrain.models.utils import CosineEMA
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from .backbone import MaskedTokens
 
@@ -55,8 +56,9 @@ class TeacherEMA(CosineEMA):
         """Move the teacher's parameters towards those of ``model``, in place; copy its buffers."""
         steps = self.steps_done()
         own = dict(model.named_parameters())
-        averaged = list(self.avg_parameters.values())
-        source = [own[name].detach() for name in self.avg_parameters]
+        teacher = dict(self.module.named_parameters())  # fully_shard replaces them
+        averaged = [_local(parameter) for parameter in teacher.values()]
+        source = [_local(own[name]) for name in teacher]
         if steps == 0:
             torch._foreach_copy_(averaged, source)
         elif steps % self.interval == 0:
@@ -86,6 +88,16 @@ class TeacherEMA(CosineEMA):
         return int(self.steps)
 
 
+def _local(parameter: Tensor) -> Tensor:
+    """The values, or this process's shard of them."""
+    return getattr(parameter, 'to_local', lambda: parameter)().detach()
+
+
+def _move_teacher(model: IBOT, *_: Any) -> None:
+    if model.training:
+        model.teacher.update_parameters(_Network(model.backbone, model.neck))
+
+
 @MODELS.register_module()
 class IBOT(BaseSelfSupervisor):
     """iBOT with multi-crop.
@@ -104,6 +116,8 @@ class IBOT(BaseSelfSupervisor):
         momentum_interval (int): Update the teacher every so many forward passes: the
             ``accumulative_counts`` of the optim wrapper. Defaults to 1.
     """
+
+    _moves_in_loss = True
 
     def __init__(
         self,
@@ -144,6 +158,14 @@ class IBOT(BaseSelfSupervisor):
         self.teacher.eval()
         return self
 
+    def move_teacher_first(self) -> None:
+        """Move the teacher before each forward pass rather than in it; call after ``fully_shard``.
+
+        FSDP2 gathers parameters for a pass, and throws away what is written to them there.
+        """
+        self._moves_in_loss = False
+        self.register_forward_pre_hook(_move_teacher, prepend=True)
+
     def loss(
         self, inputs: list[Tensor], data_samples: list[DataSample], **kwargs: Any
     ) -> dict[str, Tensor]:
@@ -157,8 +179,12 @@ class IBOT(BaseSelfSupervisor):
         Returns:
             dict: 'loss_cls', 'loss_patch', and what is logged beside them.
         """
-        if self.training:
-            self.teacher.update_parameters(_Network(self.backbone, self.neck))
+        if self.training and self._moves_in_loss:
+            if isinstance(self, FSDPModule):
+                raise RuntimeError(
+                    'IBOT in shards (fully_shard): call its move_teacher_first() after fully_shard'
+                )
+            _move_teacher(self)
         steps = self.branches(inputs, data_samples)
         teacher_cls, teacher_patch = steps['teacher']()
         cls, patch, tokens = steps['student_globals']()
