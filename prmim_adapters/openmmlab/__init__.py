@@ -11,6 +11,7 @@ require('openmmlab')
 from ..frameworks import cross_mae, fcmae, ibot, simmim_vit
 from . import (
     compat,
+    decoded,
     device_dataset,
     end_with_launcher,
     finite_loss,
@@ -32,6 +33,7 @@ __all__ = [
     'PRMIM',
     'compat',
     'cross_mae',
+    'decoded',
     'device_dataset',
     'end_with_launcher',
     'fcmae',

@@ -12,6 +12,11 @@ model runs, every image with a crop of its own::
     data_preprocessor = dict(
         type='DeviceAugment', mean=..., std=..., to_rgb=True,
         augment=[dict(type='BatchRandomResizedCrop', size=32, scale=(0.2, 1.0))])
+
+Images of different sizes, as of ImageNet, are cropped on the device too: workers then only decode::
+
+    train_dataloader = dict(collate_fn=dict(type='pseudo_collate'), dataset=dict(
+        type='ImageNet', pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')], ...))
 """
 
 from __future__ import annotations
@@ -36,7 +41,8 @@ class DeviceAugment(SelfSupDataPreprocessor):
     Args:
         augment: modules applied in order to uint8 or float images (B, 3, H, W) in training: the
             batched crops of this file, or any transform of ``torchvision.transforms.v2`` by name
-            (which draws one set of parameters for the whole batch).
+            (which draws one set of parameters for the whole batch). Of a list of images (3, H_i, W_i)
+            each is augmented by itself, with parameters of its own.
         mask_generator: an mmpretrain mask transform (``SimMIMMaskGenerator``,
             ``BEiTMaskGenerator``) for frameworks that read ``data_samples[i].mask``.
         batch_augments: what ``ImageClassifier`` passes of its ``train_cfg``; only None is allowed.
@@ -66,21 +72,40 @@ class DeviceAugment(SelfSupDataPreprocessor):
         """Augment (in training), then normalise as mmpretrain does.
 
         Args:
-            data: ``inputs`` (B, 3, H, W) and a list of B ``data_samples``.
+            data: ``inputs`` (B, 3, H, W), or B images (3, H_i, W_i) of different sizes, as
+                ``pseudo_collate`` hands them over; and a list of B ``data_samples``.
             training: whether to augment and to make masks.
 
         Returns:
             dict: ``inputs`` (B, 3, h, w) float and ``data_samples``, on the model's device.
+
+        Raises:
+            ValueError: images of different sizes have no common one in the end.
         """
         images = self.cast_data(data['inputs'])
-        if training:
-            images = self.augment(images)
+        if isinstance(images, list) and images[0].dim() == 3:
+            images = self._stacked([self._augmented(image[None], training) for image in images])
+        else:
+            images = self._augmented(images, training)
         if training and self.mask_generator is not None:
             samples = self._masked(data['data_samples'])
         else:
             samples = self.cast_data(data['data_samples'])
         result = super().forward(dict(inputs=images, data_samples=None), training)
         return dict(inputs=result['inputs'], data_samples=samples)
+
+    def _augmented(self, images: Any, training: bool) -> Any:
+        return self.augment(images) if training else images
+
+    def _stacked(self, images: list[Tensor]) -> Tensor:
+        sizes = {tuple(image.shape[-2:]) for image in images}
+        if len(sizes) > 1:
+            raise ValueError(
+                f'DeviceAugment: images of different sizes {sorted(sizes)[:3]}: begin augment with '
+                "a crop, such as dict(type='BatchRandomResizedCrop', size=224); for an evaluation "
+                "resize them in the data set's pipeline"
+            )
+        return torch.cat(images)
 
     def _masked(self, samples: Sequence[DataSample]) -> list[DataSample]:
         """New data samples with masks, moved to the device in one transfer."""
