@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..errors import described
 from .loss_path import Batch, num_images
 from .memory import activation_bytes
 from .throughput import Timing, training_step
@@ -92,7 +93,7 @@ def _report(sender: multiprocessing.connection.Connection, *arguments: object) -
     try:
         sender.send(_measure(*arguments))  # type: ignore[arg-type]
     except Exception as error:
-        sender.send(f'{type(error).__name__}: {error}')
+        sender.send(described(error))
 
 
 def _measure_cuda(

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core import PartialReconstruction
+from ..core.aggregation import CrossAttention
 from ..core.partition import Sampler
-from .registry import ADAPTERS, AGGREGATORS, SAMPLERS
+from .registry import ADAPTERS, AGGREGATORS, SAMPLERS, Registry, qualified
 from .seams import Seams, check_seams
 
 Model = TypeVar('Model', bound=nn.Module)
-Spec = str | dict[str, Any] | None
+Spec = str | Callable[..., Any] | dict[str, Any] | None
 Adapter = Callable[[Any], Seams]
 
 _STATE = '_prmim_attachment'
@@ -64,10 +65,10 @@ def attach(
         model: a model of a framework with an adapter, not yet wrapped for distributed training.
         throw_ratio: thrown tokens / all tokens of the patch grid, at least 0 and below the mask
             ratio. 0 is the framework's original method: no class changes, no parameter is added.
-        sampler: a name in ``SAMPLERS``, or ``dict(type=name, **options)``.
-        aggregator: a name in ``AGGREGATORS``, or ``dict(type=name, **options)``; None is plain
-            partial reconstruction (thrown tokens carry no loss); a list makes several
-            progressive stages.
+        sampler: a name in ``SAMPLERS``, or ``dict(type=name, **options)``. In the place of the
+            name the function itself, or its qualified name, as in mmengine.
+        aggregator: the same of ``AGGREGATORS``, whose entries are classes; None is plain partial
+            reconstruction (thrown tokens carry no loss); a list makes several progressive stages.
         thrown_weight: weight of a thrown token in the loss, where a kept one weighs 1.
         stop_gradient: keep the thrown tokens' loss from the heavy network.
         max_masked_share: largest share of an image's masked tokens to throw; only frameworks
@@ -269,30 +270,50 @@ def _find_adapter(model: nn.Module) -> tuple[str, Adapter]:
 
 
 def _build_sampler(spec: Spec) -> Sampler:
-    name, options = _name_and_options('sampler', spec)
-    function = SAMPLERS.get(name)
+    function, options = _entry_and_options(SAMPLERS, spec)
     try:  # a wrong option shows here rather than in the first step
         inspect.signature(function).bind('mask', 'num_kept', 'grid', 'noise', **options)
     except TypeError as error:
-        raise TypeError(f'sampler {name!r}, called with {options}: {error}') from None
+        raise TypeError(f'sampler {_shown(spec)}, called with {options}: {error}') from None
     return functools.partial(function, **options) if options else function
 
 
 def _build_aggregator(spec: Any, seams: Seams, model: nn.Module) -> nn.Module:
-    name, options = _name_and_options('aggregator', spec)
-    if name == 'cross_attention' and not seams.absolute_positions:
+    kind, options = _entry_and_options(AGGREGATORS, spec)
+    if isinstance(kind, type) and issubclass(kind, CrossAttention) and not seams.absolute_positions:
         options.setdefault('key_positions', True)
-    module = AGGREGATORS.get(name)(width=seams.width, grid=seams.grid, **options)
+    module = kind(width=seams.width, grid=seams.grid, **options)
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f'aggregator {_shown(spec)} made a {type(module).__name__}: expected a torch.nn.Module'
+        )
     reference = next(model.parameters())
     return module.to(device=reference.device, dtype=reference.dtype).train(model.training)
 
 
-def _name_and_options(kind: str, spec: Any) -> tuple[str, dict[str, Any]]:
-    if isinstance(spec, str):
-        return spec, {}
-    if isinstance(spec, dict) and isinstance(spec.get('type'), str):
-        return spec['type'], {k: v for k, v in spec.items() if k != 'type'}
-    raise TypeError(f'{kind}={spec!r}: give a name, or dict(type=name, **options)')
+def _entry_and_options(registry: Registry, spec: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What a spec names, and the options that it gives.
+
+    Raises:
+        TypeError: it names nothing, or a module that has been built already.
+        KeyError: it is not registered.
+    """
+    options = dict(spec) if isinstance(spec, dict) else dict(type=spec)
+    kind = options.pop('type', None)
+    if isinstance(kind, str):
+        found = None if kind in registry else qualified(kind)
+        return (registry.get(kind) if found is None else found), options
+    if not callable(kind) or isinstance(kind, nn.Module):
+        raise TypeError(
+            f'{registry.kind}={spec!r}: give a name, a function or class, or dict(type=name, '
+            '**options)'
+        )
+    return kind, options
+
+
+def _shown(spec: Any) -> str:
+    kind = spec['type'] if isinstance(spec, dict) else spec
+    return repr(kind if isinstance(kind, str) else getattr(kind, '__name__', kind))
 
 
 def _check_sampler(partial: PartialReconstruction, seams: Seams) -> None:

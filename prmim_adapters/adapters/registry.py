@@ -159,6 +159,18 @@ def _is_name_of(key: str, cls: type) -> bool:
     return getattr(sys.modules.get(module), attribute, None) is cls
 
 
+def qualified(path: str) -> Any:
+    """The object that a qualified name leads to, importing its module; None if there is none.
+
+    mmengine writes a class of a pure-Python config as its qualified name.
+    """
+    module, _, attribute = path.rpartition('.')
+    try:
+        return getattr(import_module(module), attribute, None) if module else None
+    except ImportError:
+        return None
+
+
 ADAPTERS = AdapterRegistry('framework adapter')
 SAMPLERS = Registry('sampler')
 AGGREGATORS = Registry('aggregator')

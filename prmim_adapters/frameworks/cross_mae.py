@@ -23,6 +23,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ..core import gather_tokens, table_rows
+from .pretrained import loaded_last
 
 
 class CrossBlock(nn.Module):
@@ -89,8 +90,9 @@ class CrossAttentionDecoder(BaseModule):
 
     def init_weights(self) -> None:
         """Initialize the mask token as MAE's decoder does."""
-        super().init_weights()
-        nn.init.normal_(self.mask_token, std=0.02)
+        with loaded_last(self):
+            super().init_weights()
+            nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, encoded: Tensor, index: Tensor) -> Tensor:
         """Encoder tokens (B, N, C_encoder), positions (B, P) -> predictions (B, P, D)."""

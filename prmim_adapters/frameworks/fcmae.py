@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ..core.options import check_number
 from ..packed.units import active_units
 from .packed_convnext import PackedSparseConvNeXt
+from .pretrained import loaded_last
 from .rectangles import allow_rectangles
 
 allow_rectangles()
@@ -196,8 +197,9 @@ class FCMAEPretrainDecoder(BaseModule):
 
     def init_weights(self) -> None:
         """Initialize as ``init_cfg`` says, and the mask token from a normal of 0.02."""
-        super().init_weights()
-        nn.init.normal_(self.mask_token, std=0.02)
+        with loaded_last(self):
+            super().init_weights()
+            nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, x: Tensor, visible: Tensor) -> Tensor:
         """Predict the pixels of every unit.

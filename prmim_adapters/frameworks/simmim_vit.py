@@ -19,6 +19,8 @@ from mmpretrain.models.selfsup.beit import BEiTPretrainViT
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from .pretrained import loaded_last
+
 
 @MODELS.register_module()
 class SimMIMViT(BEiTPretrainViT):
@@ -31,18 +33,17 @@ class SimMIMViT(BEiTPretrainViT):
     """
 
     def init_weights(self) -> None:
-        """Initialize as the original does, or load the checkpoint that ``init_cfg`` names.
+        """Initialize as the original does, and load the checkpoint that ``init_cfg`` names.
 
         ``BEiTPretrainViT`` would leave the MLPs with the Xavier initialization of mmpretrain's
         ``TransformerEncoderLayer``, four times as wide as the original's.
         """
-        super().init_weights()
-        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
-            return
-        self.apply(_init_layer)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
-        self.rescale_init_weight()
+        with loaded_last(self):
+            super().init_weights()
+            self.apply(_init_layer)
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+            nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+            self.rescale_init_weight()
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         """Encode masked images.

@@ -33,6 +33,8 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from ..adapters.registry import qualified
+
 
 @MODELS.register_module()
 class DeviceAugment(SelfSupDataPreprocessor):
@@ -273,14 +275,15 @@ def _build_augmentation(config: dict[str, Any]) -> nn.Module:
 
 
 def augmentation_class(config: dict[str, Any]) -> type[nn.Module]:
-    """A module of this file, or of torchvision's v2, that a config names; or the class itself.
+    """A module of this file or of torchvision's v2 that a config names, or gives as the class itself.
 
     Raises:
         ValueError: No such name.
     """
     own = {cls.__name__: cls for cls in (BatchRandomResizedCrop, BatchRandomCrop)}
-    kind = config['type']
-    found = own.get(kind) or getattr(v2, kind, None) if isinstance(kind, str) else kind
+    found = kind = config['type']
+    if isinstance(kind, str):
+        found = own.get(kind) or getattr(v2, kind, None) or qualified(kind)
     if found is None:
         raise ValueError(
             f'augmentation {kind!r}: choose {", ".join(own)} or a transform of '

@@ -11,11 +11,26 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import IterBasedTrainLoop, Runner
 from mmpretrain.registry import HOOKS
 from torch import nn
 
+from ..core.options import check_number, check_whole
 from .distributed import unwrapped
+
+
+def _check_epochs(hook: Hook, runner: Runner) -> None:
+    """Refuse training whose epoch stays 0, so that what ends by epochs would never end.
+
+    Raises:
+        ValueError: it is iteration-based.
+    """
+    if isinstance(runner.train_loop, IterBasedTrainLoop):
+        raise ValueError(
+            f'{type(hook).__name__} counts epochs, and training by iterations has none: set '
+            'train_cfg=dict(by_epoch=True, max_epochs=...)'
+        )
 
 
 @HOOKS.register_module()
@@ -29,6 +44,10 @@ class TeacherTempHook(Hook):
         cls: first and last temperature of the class tokens.
         patch: the same for patch tokens.
         warmup_epochs: length of the warm-up.
+
+    Raises:
+        TypeError, ValueError: an option is no number, or out of range; in ``before_train``: the
+            model's head has no such temperatures, or training is by iterations.
     """
 
     def __init__(
@@ -37,7 +56,22 @@ class TeacherTempHook(Hook):
         patch: tuple[float, float] = (0.04, 0.07),
         warmup_epochs: int = 30,
     ) -> None:
-        self.cls, self.patch, self.warmup_epochs = cls, patch, warmup_epochs
+        self.cls = _first_and_last('TeacherTempHook: cls', cls)
+        self.patch = _first_and_last('TeacherTempHook: patch', patch)
+        self.warmup_epochs = check_whole('TeacherTempHook: warmup_epochs', warmup_epochs, 0)
+
+    def before_train(self, runner: Runner) -> None:
+        """Check that there is something to warm up."""
+        model = unwrapped(runner.model)
+        head = getattr(model, 'head', None)
+        for name in ('teacher_temp', 'teacher_patch_temp'):
+            if not hasattr(head, name):
+                raise ValueError(
+                    f"TeacherTempHook warms up iBOT's head, and the head of {type(model).__name__} "
+                    f'({type(head).__name__}) has no {name}: remove the hook'
+                )
+        if self.warmup_epochs:
+            _check_epochs(self, runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Set both temperatures for this epoch."""
@@ -47,6 +81,13 @@ class TeacherTempHook(Hook):
         head = unwrapped(runner.model).head
         head.teacher_temp = self.cls[0] + done * (self.cls[1] - self.cls[0])
         head.teacher_patch_temp = self.patch[0] + done * (self.patch[1] - self.patch[0])
+
+
+def _first_and_last(name: str, values: Any) -> tuple[float, float]:
+    if not isinstance(values, (list, tuple)) or len(values) != 2:
+        raise TypeError(f'{name}={values!r}: expected the first and the last temperature')
+    first, last = (check_number(name, value, 1e-6) for value in values)
+    return first, last
 
 
 class _BeforeStep(Hook):
@@ -59,7 +100,16 @@ class _BeforeStep(Hook):
     priority = 'LOW'
 
     def before_train(self, runner: Runner) -> None:
-        """Register with the optimizer."""
+        """Register with the optimizer.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            raise ValueError(
+                f'{type(self).__name__} acts on one optimizer, and the optim_wrapper has '
+                f'{", ".join(runner.optim_wrapper.keys())}'
+            )
         parameters = dict(unwrapped(runner.model).named_parameters())
 
         def act(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -86,10 +136,28 @@ class FreezeLastLayerHook(_BeforeStep):
     Args:
         epochs: how many epochs.
         prefix: start of the names of the parameters.
+
+    Raises:
+        TypeError, ValueError: ``epochs`` is no number of epochs; in ``before_train``: no parameter
+            has such a name, or training is by iterations.
     """
 
     def __init__(self, epochs: int = 1, prefix: str = 'neck.last_layer') -> None:
-        self.epochs, self.prefix = epochs, prefix
+        self.epochs = check_whole('FreezeLastLayerHook: epochs', epochs, 0)
+        self.prefix = prefix
+
+    def before_train(self, runner: Runner) -> None:
+        """Check that there is something to freeze."""
+        model = unwrapped(runner.model)
+        if not any(name.startswith(self.prefix) for name, _ in model.named_parameters()):
+            parts = ', '.join(name for name, _ in model.named_children())
+            raise ValueError(
+                f'FreezeLastLayerHook: no parameter of {type(model).__name__} begins with prefix='
+                f'{self.prefix!r}; its parts are {parts}'
+            )
+        if self.epochs:
+            _check_epochs(self, runner)
+        super().before_train(runner)
 
     def before_step(self, runner: Runner, parameters: dict[str, nn.Parameter]) -> None:
         """Drop the gradients."""
@@ -107,10 +175,13 @@ class ClipEachGradHook(_BeforeStep):
 
     Args:
         max_norm: largest L2 norm of the gradient of one parameter.
+
+    Raises:
+        TypeError, ValueError: ``max_norm`` is no positive number.
     """
 
     def __init__(self, max_norm: float = 3.0) -> None:
-        self.max_norm = max_norm
+        self.max_norm = check_number('ClipEachGradHook: max_norm', max_norm, 1e-12)
 
     def before_step(self, runner: Runner, parameters: dict[str, nn.Parameter]) -> None:
         """Scale the gradients that are too long, without waiting for the device."""

@@ -19,7 +19,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..core.options import check_choice
+from ..core.options import check_choice, check_whole
 from .checkpoints import one_line
 
 UNREADABLE = ('stop', 'skip')
@@ -71,17 +71,19 @@ class InMemoryImages(Dataset):
     """All images of an mmpretrain data set as one uint8 tensor.
 
     Args:
-        dataset: config of any mmpretrain classification data set. Its ``pipeline`` must end in
-            ``img`` arrays (H, W, 3) of one size: ``[dict(type='LoadImageFromFile')]`` when the
-            files have that size already, with a resize and a centre crop otherwise.
+        dataset: config of any mmpretrain data set of images, with labels or without. Its
+            ``pipeline`` must end in ``img`` arrays (H, W, C), or (H, W), of one size:
+            ``[dict(type='LoadImageFromFile')]`` when the files have that size already, with a
+            resize and a centre crop otherwise.
         per_class: number of images to take of each class, in the data set's order; None = all.
         unreadable: 'stop' at the first file that cannot be read, or 'skip' such files, each with
             a warning, and their number with another.
 
     Raises:
         UnreadableImageError: A file cannot be read.
-        ValueError: The images differ in size, a class has fewer images than ``per_class``, or
-            ``dataset`` itself would put other images in the place of unreadable ones.
+        ValueError: The images differ in size, a class has fewer images than ``per_class``, there
+            are no classes, or ``dataset`` itself would put other images in the place of unreadable
+            ones.
     """
 
     def __init__(
@@ -97,15 +99,16 @@ class InMemoryImages(Dataset):
                 'would give other images under the labels of unreadable ones: give InMemoryImages '
                 "itself unreadable='skip'"
             )
-        source = DATASETS.build(dataset)
-        labels = np.asarray([source.get_data_info(i)['gt_label'] for i in range(len(source))])
-        if per_class is not None:
-            first_of_each(labels, per_class)  # say so before anything is decoded
+        source, labels = listed_images(dataset, per_class)
+        labelled = None not in labels.tolist()
         chosen, images = _read(source, labels, per_class, skips)
         self.images = _stack(images)
-        self.labels = torch.from_numpy(labels[chosen]).long()
+        self.labels = torch.from_numpy(labels[chosen].astype(int)) if labelled else None
         self.metainfo = dict(source.metainfo)
-        self._samples = [DataSample().set_gt_label(label) for label in self.labels]
+        self._samples = [DataSample() for _ in chosen]
+        if self.labels is not None:
+            for sample, label in zip(self._samples, self.labels, strict=True):
+                sample.set_gt_label(label)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,11 +116,15 @@ class InMemoryImages(Dataset):
     def full_init(self) -> None:
         """For mmengine's dataset wrappers, which call it: the images are in memory already."""
 
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        """The label, as mmengine's data sets give it; nothing of an image without one."""
+        return {} if self.labels is None else dict(gt_label=int(self.labels[index]))
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         return dict(inputs=self.images[index], data_samples=self._samples[index])
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
-        """A whole batch: inputs (B, 3, H, W) uint8 and a list of B data samples."""
+        """A whole batch: inputs (B, C, H, W) uint8 and a list of B data samples."""
         return dict(
             inputs=self.images[torch.as_tensor(indices)],
             data_samples=[self._samples[index] for index in indices],
@@ -131,6 +138,30 @@ def ready_batch(batch: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
     A list of single samples, which a wrapper such as ``RepeatDataset`` hands over, is collated.
     """
     return default_collate(batch) if isinstance(batch, list) else batch
+
+
+def listed_images(dataset: dict[str, Any], per_class: int | None) -> tuple[Any, np.ndarray]:
+    """What :class:`InMemoryImages` would read: the data set, and a label or None for each image.
+
+    Raises:
+        ValueError: ``per_class`` images of each class are not there.
+    """
+    source = DATASETS.build(dataset)
+    labels = np.asarray([source.get_data_info(i).get('gt_label') for i in range(len(source))])
+    if per_class is not None:
+        check_whole('InMemoryImages: per_class', per_class, 1)
+        if None in labels.tolist():
+            raise ValueError(
+                f'per_class={per_class}, but images have no labels: leave per_class out'
+            )
+        first_of_each(labels, per_class)
+    return source, labels
+
+
+def image_sample(image: np.ndarray, label: Any) -> dict[str, Any]:
+    """What :class:`InMemoryImages` gives for an array (H, W, C) or (H, W) and its label, or None."""
+    sample = DataSample() if label is None else DataSample().set_gt_label(label)
+    return dict(inputs=_stack([image])[0], data_samples=sample)
 
 
 def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
@@ -178,7 +209,7 @@ def _read(
 
 
 def _stack(images: list[np.ndarray]) -> Tensor:
-    """Arrays (H, W, 3) -> tensor (N, 3, H, W)."""
+    """Arrays (H, W, C) or (H, W) -> tensor (N, C, H, W)."""
     sizes = {image.shape for image in images}
     if not sizes:
         raise ValueError('InMemoryImages: not one image could be read')
@@ -187,7 +218,8 @@ def _stack(images: list[np.ndarray]) -> Tensor:
             f'images of different sizes {sorted(sizes)[:3]}: add a resize and a centre crop to the '
             "data set's pipeline"
         )
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    stacked = np.stack([np.atleast_3d(image) for image in images])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
 
 def _replaces_images(config: Any) -> bool:

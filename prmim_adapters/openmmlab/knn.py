@@ -22,8 +22,10 @@ from mmpretrain.models.utils import SparseHelper, TwoNormDataPreprocessor
 from mmpretrain.registry import HOOKS
 from torch import Tensor, nn
 
+from ..core.options import check_flag, check_number, check_whole
 from ..core.seeding import seeded
 from .distributed import gather_shards, unwrapped
+from .labelled import check_evaluation_data
 
 
 def knn_classify(
@@ -175,17 +177,24 @@ def extract_features(
     return torch.cat(features), torch.tensor(labels)
 
 
-def _labels(dataset: Any, where: str) -> list[int]:
-    """Labels of a data set: of all images where it says them, of the first one elsewhere."""
-    sample = dataset[0]['data_samples']
-    if 'gt_label' not in sample:
+def try_features(
+    model: nn.Module, batches: Iterable, backbone: str, class_token: bool = False
+) -> None:
+    """Features of a few images, thrown away: what fails here would fail after training.
+
+    Raises:
+        ValueError: the model has no such network; what the network and the preprocessor raise.
+    """
+    try:
+        model.get_submodule(backbone)
+    except AttributeError as error:
+        parts = ', '.join(name for name, _ in model.named_children())
         raise ValueError(
-            f'{where} has images without labels (no gt_label): give a labelled data set, such as '
-            'CustomDataset with a folder for each class and with_label=True'
-        )
-    if hasattr(dataset, 'get_gt_labels'):
-        return [int(label) for label in dataset.get_gt_labels()]
-    return [int(sample.gt_label)]
+            f'backbone={backbone!r}: {type(model).__name__} has no such network ({error}); its '
+            f'parts are {parts}'
+        ) from None
+    for batch in batches:
+        extract_features(model, [batch], backbone, class_token)
 
 
 @HOOKS.register_module()
@@ -204,6 +213,11 @@ class KNNHook(Hook):
         at_start: Evaluate before training too: what the untrained network reaches.
         k, temperature: See :func:`knn_classify`.
         backbone, class_token: See :func:`extract_features`.
+
+    Raises:
+        TypeError, ValueError: In ``__init__`` and in ``before_train``: an option out of range,
+            images without labels, labels that are no class, more neighbours than images, or a
+            network that is not there or has no class token where it is asked for.
     """
 
     priority = 'LOW'
@@ -220,52 +234,29 @@ class KNNHook(Hook):
         at_start: bool = False,
         class_token: bool = False,
     ) -> None:
-        self.at_start = at_start
-        self.class_token = class_token
-        self.dataloaders = [train_dataloader, test_dataloader]
-        self.num_classes = num_classes
-        self.interval = interval
-        self.k = k
-        self.temperature = temperature
+        self.at_start = check_flag('KNNHook: at_start', at_start)
+        self.class_token = check_flag('KNNHook: class_token', class_token)
+        self.dataloaders: list[Any] = [train_dataloader, test_dataloader]
+        self.num_classes = check_whole('KNNHook: num_classes', num_classes, 1)
+        self.interval = check_whole('KNNHook: interval', interval, 1)
+        self.k = check_whole('KNNHook: k', k, 1)
+        self.temperature = check_number('KNNHook: temperature', temperature, 1e-6)
         self.backbone = backbone
 
     def before_train(self, runner: Runner) -> None:
-        """Build both loaders, so that a mistake in them shows before training."""
+        """Build both loaders and try the network, so that a mistake shows before training."""
         self.dataloaders = [
             Runner.build_dataloader(loader, seed=runner.seed)
             if isinstance(loader, dict)
             else loader
             for loader in self.dataloaders
         ]
+        model = unwrapped(runner.model)
         with seeded(0):  # looking at images draws their crops
-            self._check(unwrapped(runner.model))
+            few = check_evaluation_data('KNNHook', self.dataloaders, self.num_classes, self.k)
+            try_features(model, few, self.backbone, self.class_token)
         if self.at_start:
             self.evaluate(runner)
-
-    def _check(self, model: nn.Module) -> None:
-        """Refuse what would fail at the first evaluation, hours later.
-
-        Raises:
-            ValueError: fewer images than ``k``, images without labels, labels beyond
-                ``num_classes``, or no class token where it is asked for.
-            AttributeError: no ``backbone`` of that path.
-        """
-        loaders: list[Any] = self.dataloaders
-        images = len(loaders[0].dataset)
-        if not 1 <= self.k <= images:
-            raise ValueError(
-                f'KNNHook: k={self.k} neighbours asked of {images} training images: choose '
-                '1 <= k <= number of images of train_dataloader'
-            )
-        for option, loader in zip(('train_dataloader', 'test_dataloader'), loaders, strict=True):
-            largest = max(_labels(loader.dataset, f'KNNHook: {option}'))
-            if largest >= self.num_classes:
-                raise ValueError(
-                    f'KNNHook: num_classes={self.num_classes}, but {option} has the label '
-                    f'{largest}: set num_classes={largest + 1} or more'
-                )
-            image = loader.collate_fn([loader.dataset[0]])
-            extract_features(model, [image], self.backbone, self.class_token)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Evaluate at the interval and after the last epoch."""
@@ -279,13 +270,12 @@ class KNNHook(Hook):
             float: Accuracy in per cent, the same on every process.
         """
         model = unwrapped(runner.model)
-        loaders: list[Any] = self.dataloaders
         (train, train_labels), (test, test_labels) = (
             gather_shards(
                 *extract_features(model, loader, self.backbone, self.class_token),
                 len(loader.dataset),
             )
-            for loader in loaders
+            for loader in self.dataloaders
         )
         accuracy = torch.zeros(1, device=next(model.parameters()).device)
         if is_main_process():

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,11 +15,14 @@ from mmpretrain.registry import HOOKS
 from torch import nn
 
 from ..adapters import attach, detach, partial_of
+from ..core.seeding import seeded
 from ..errors import described
+from ..openmmlab.knn import try_features
 from ..openmmlab.models import build_model, is_prmim, load_config, scope_of
 from ..openmmlab.prmim import OPTIONS
 from ..openmmlab.throw_ratio import ratio_hook
 from ..openmmlab.types import is_a
+from .checking_evaluation import check_metric
 from .configs import checkpoint_hook, read_config, write_base, write_point, write_transfer
 from .spec import FRAMEWORK_ARM, Point, Spec, SpecError
 
@@ -57,14 +60,22 @@ def check_configs(spec: Spec) -> None:
         for name, transfer in spec.transfers.items():
             with _mistakes_named(f'transfers.{name}: {transfer.config!r}', spec):
                 write_transfer(folder / 'transfer.py', transfer, folder / 'a.pth', first, spec)
-                read_config(folder / 'transfer.py')
+                config = load_config(folder / 'transfer.py')
+            with scope_of(config):
+                check_metric(name, transfer.metric, config)
 
 
-def check_arms(spec: Spec) -> None:
+def check_arms(spec: Spec, images: Sequence[dict[str, Any]] = ()) -> None:
     """Build every framework, and attach every arm to it at every ratio.
 
+    Args:
+        spec: the sweep.
+        images: batches for the evaluation (:func:`.checking_evaluation.check_evaluation`), which
+            every framework is tried on.
+
     Raises:
-        SpecError: one does not go: an unknown name or option, or a ratio that the masks refuse.
+        SpecError: one does not go: an unknown name or option, a ratio that the masks refuse, or no
+            network to evaluate under that name.
     """
     for arm in spec.arms:
         for option in spec.attach_options(arm).keys() - set(OPTIONS):
@@ -74,6 +85,8 @@ def check_arms(spec: Spec) -> None:
             base = Path(scratch) / 'base.py'
             write_base(base, framework, spec)
             model = build_model(load_config(base))
+            with seeded(0):
+                try_features(model, images, framework.backbone)
         if framework.peer_of is not None:
             continue
         for arm, ratio in [(a, r) for a in spec.arms for r in spec.ratios_of(a)]:

@@ -21,8 +21,10 @@ from ..accounting import UndercountError
 from ..accounting.batch import first_batch
 from ..accounting.environment import environment
 from ..accounting.scheduled import average_over_run
+from ..core.seeding import seeded
 from ..openmmlab.distributed import gather_shards, unwrapped
-from ..openmmlab.knn import extract_features, knn_classify
+from ..openmmlab.knn import extract_features, knn_classify, try_features
+from ..openmmlab.labelled import check_evaluation_data
 from .cost import counted_macs, run_cost
 from .results import MEASUREMENTS, write_json
 
@@ -53,7 +55,7 @@ class FrozenFeatureHook(Hook):
         regularization: float = 0.1,
         backbone: str = 'backbone',
     ) -> None:
-        self.dataloaders = (train_dataloader, test_dataloader)
+        self.dataloaders: list[Any] = [train_dataloader, test_dataloader]
         self.num_classes = num_classes
         self.k, self.temperature = k, temperature
         self.regularization = regularization if linear_probe else None
@@ -61,8 +63,21 @@ class FrozenFeatureHook(Hook):
         self.macs: dict[str, float] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Count the MACs of the loss path at every ratio of the run."""
+        """Build both loaders and try the network, so that a mistake shows before training.
+
+        Then count the MACs of the loss path at every ratio of the run.
+
+        Raises:
+            ValueError: images without labels, labels that are no class, more neighbours than
+                images, or no such network.
+        """
         model = unwrapped(runner.model)
+        self.dataloaders = [
+            Runner.build_dataloader(loader, seed=runner.seed) for loader in self.dataloaders
+        ]
+        with seeded(0):
+            few = check_evaluation_data('evaluation', self.dataloaders, self.num_classes, self.k)
+            try_features(model, few, self.backbone)
         count = partial(counted_macs, batch=first_batch(runner.train_dataloader, model))
         try:
             self.macs = average_over_run(runner, count, runner.max_iters)
@@ -85,9 +100,8 @@ class FrozenFeatureHook(Hook):
         write_json(Path(runner.work_dir) / MEASUREMENTS, measurements)
         runner.logger.info(f'frozen features: {accuracy}')
 
-    def _features(self, runner: Runner, config: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _features(self, runner: Runner, loader: Any) -> tuple[Tensor, Tensor]:
         """Features (N, C) and labels (N,) of all images, on the main process."""
-        loader = Runner.build_dataloader(config, seed=runner.seed)
         features, labels = extract_features(unwrapped(runner.model), loader, self.backbone)
         return gather_shards(features, labels, len(loader.dataset))
 

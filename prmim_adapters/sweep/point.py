@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import described as in_one_line
 from ..openmmlab.whole_files import newest_whole
 from .configs import write_point, write_transfer
 from .files import read_json
@@ -158,8 +159,9 @@ def described(error: BaseException) -> str:
     """What ``failure.json`` says; its last line alone goes into the report."""
     if isinstance(error, PointError):
         return str(error)
-    message = ' '.join(str(error).split())
-    return ''.join(traceback.format_exception(error)) + f'{type(error).__name__}: {message}'
+    kind, line = type(error).__name__, in_one_line(error)
+    last = line if line.startswith(kind) else f'{kind}: {line}'
+    return ''.join(traceback.format_exception(error)) + last
 
 
 def _reason(log: Path, command: list[str], code: int) -> str:

@@ -16,12 +16,13 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from .checking import check_arms, check_configs
+from .checking_evaluation import check_evaluation
 from .configs import write_base
 from .display import Display
 from .files import inside
 from .local import LocalEngine
 from .processes import ended_by_signals
-from .results import check_resumable, result_of
+from .results import MEASUREMENTS, RESULT, check_resumable, result_of
 from .spec import Point, Spec
 
 
@@ -53,7 +54,8 @@ def run_sweep(
 
     Raises:
         SpecError: a config of the spec cannot be read, or saves no checkpoint for the transfers; an
-            arm does not attach at a ratio.
+            arm does not attach at a ratio; the images of the evaluation, the network to evaluate or
+            a transfer's metric is not what it says.
         ChangedSettingsError: ``out`` holds results, or runs to resume, of other settings.
         FileError: a result is damaged, or a link in ``out`` leads elsewhere.
         BlockingIOError: another sweep is running in ``out``.
@@ -61,7 +63,9 @@ def run_sweep(
     """
     engine = engine or LocalEngine()
     check_configs(spec)
-    check_arms(spec)
+    here = isinstance(engine, LocalEngine)
+    images = check_evaluation(spec, must_exist=here) if _trains(spec, out) else []
+    check_arms(spec, images)
     out.mkdir(parents=True, exist_ok=True)
     with _sole_user(out), ended_by_signals():
         points = spec.points()
@@ -82,6 +86,13 @@ def _unfinished(points: list[Point], spec: Spec, out: Path) -> list[Point]:
             if spec.resume:
                 check_resumable(point, settings, folder)
     return waiting
+
+
+def _trains(spec: Spec, out: Path) -> bool:
+    """Whether a point is left to be trained; reports of what is over need no images."""
+    folders = [inside(out, point.name) for point in spec.points()]
+    done = (RESULT, f'train/{MEASUREMENTS}')
+    return not all(any((folder / name).exists() for name in done) for folder in folders)
 
 
 @contextmanager

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import re
 import statistics
 
 import pytest
@@ -12,7 +14,7 @@ from tiny_net import Build, batch_for, fails
 
 from prmim_adapters.accounting import make_batch
 from prmim_adapters.accounting.bench import Measured, Settings, Subject, measure
-from prmim_adapters.accounting.peak import PeakMemory, peak_memory
+from prmim_adapters.accounting.peak import PeakMemory, _report, peak_memory
 from prmim_adapters.accounting.throughput import (
     Times,
     Timing,
@@ -97,6 +99,17 @@ def test_an_attached_model_compiles_without_graph_breaks(small_mae):
 def test_a_process_that_fails_says_why():
     with pytest.raises(RuntimeError, match='ZeroDivisionError'):
         peak_memory(Build(4), fails, Timing(), 'cpu')
+
+
+def asserts(model):
+    raise AssertionError
+
+
+def test_an_assertion_in_it_is_shown_with_its_place_and_line():
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    _report(sender, Build(4), asserts, Timing(), None, None)
+    message = r'AssertionError at .*test_throughput\.py, line \d+: raise AssertionError'
+    assert re.fullmatch(message, receiver.recv())
 
 
 def test_report():

@@ -12,6 +12,7 @@ from torch import nn
 import prmim_adapters as prmim
 import prmim_adapters.openmmlab
 from prmim_adapters.adapters import partial_of
+from prmim_adapters.core.aggregation import CrossAttention
 from prmim_adapters.testing import seed_everything
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'mmpretrain'
@@ -60,7 +61,11 @@ def mae(**changes) -> nn.Module:
         ),
         (dict(sampler='furthest'), KeyError, r"unknown sampler 'furthest'.*'farthest'"),
         (dict(aggregator='attention'), KeyError, r"unknown aggregator 'attention'.*nearest"),
-        (dict(sampler=3), TypeError, r'sampler=3: give a name, or dict\(type=name'),
+        (
+            dict(sampler=3),
+            TypeError,
+            r'sampler=3: give a name, a function or class, or dict\(',
+        ),
         (
             dict(aggregator=dict(type='cross_attention', heads=3)),
             ValueError,
@@ -204,3 +209,70 @@ def test_a_framework_that_is_not_worth_it_is_refused_with_the_reason():
 
     with pytest.raises(TypeError, match=r'Mine: its encoder, 16\.35 of 19\.04 GMACs, has no mask'):
         prmim.attach(Mine())
+
+
+def every_second(mask, num_kept, grid, noise, first=0):
+    """A sampler of the user's own, never registered."""
+    return prmim.SAMPLERS.get('random')(mask, num_kept, grid, noise)
+
+
+class MyAttention(CrossAttention):
+    """An aggregator of the user's own, never registered."""
+
+
+@pytest.mark.parametrize(
+    'aggregator',
+    [
+        MyAttention,
+        dict(type=MyAttention),
+        dict(type=f'{__name__}.MyAttention'),
+        [dict(type=MyAttention, inner=8), 'nearest'],
+    ],
+)
+@pytest.mark.parametrize(
+    'sampler',
+    [every_second, dict(type=every_second, first=1), dict(type=f'{__name__}.every_second')],
+)
+def test_types_are_names_or_the_thing_itself_as_in_mmengine(aggregator, sampler):
+    model = prmim.attach(mae(), 0.25, sampler=sampler, aggregator=aggregator)
+    assert type(partial_of(model).aggregators[0]) is MyAttention
+    function = partial_of(model).sampler
+    assert getattr(function, 'func', function).__name__ == 'every_second'
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        (dict(aggregator=nn.Identity()), r'aggregator=Identity\(\): give a name'),
+        (dict(aggregator=dict(inner=8)), r"aggregator=\{'inner': 8\}: give a name"),
+        (dict(aggregator=every_second), 'every_second'),
+        (dict(sampler=nn.Identity()), r'sampler=Identity\(\): give a name'),
+        (dict(sampler=lambda mask: mask), 'too many positional arguments|unexpected'),
+    ],
+)
+def test_things_that_are_neither_sampler_nor_aggregator(option, message):
+    with pytest.raises(TypeError, match=message):
+        prmim.attach(mae(), 0.25, **option)
+
+
+@pytest.mark.parametrize('kind', ['cross_attention', CrossAttention, MyAttention, 'again'])
+def test_keys_have_positions_where_features_have_none_whatever_the_type_is_called(kind):
+    prmim.AGGREGATORS.register_module('again', module=CrossAttention, force=True)
+    layers = dict(arch=MAE['backbone']['arch'], img_size=32, patch_size=8)
+    model = MODELS.build(
+        dict(
+            type='SimMIM',
+            backbone=dict(type='SimMIMViT', **layers),
+            neck=dict(type='SimMIMLinearDecoder', in_channels=16, encoder_stride=8),
+            head=dict(
+                type='SimMIMHead',
+                patch_size=8,
+                loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
+            ),
+        )
+    )
+    (light,) = partial_of(prmim.attach(model, 0.25, aggregator=dict(type=kind))).aggregators
+    names = {name for name, _ in light.named_parameters()}
+    expected = CrossAttention(16, (4, 4), key_positions=True)
+    assert names == {name for name, _ in expected.named_parameters()}
+    assert names != {name for name, _ in CrossAttention(16, (4, 4)).named_parameters()}

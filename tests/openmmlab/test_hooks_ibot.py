@@ -7,6 +7,7 @@ import torch
 from mmengine.dataset import default_collate
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
@@ -53,11 +54,11 @@ class Recorder(Hook):
 
 @pytest.fixture
 def train(tmp_path):
-    def run(*hooks, epochs, weight_decay=0.0):
+    def run(*hooks, epochs, weight_decay=0.0, model=None, loop=None, optim_wrapper=None):
         recorder = Recorder()
         data = [dict(inputs=torch.zeros(1)) for _ in range(2)]
         runner = Runner(
-            model=Model(),
+            model=model or Model(),
             work_dir=str(tmp_path),
             train_dataloader=dict(
                 batch_size=1,
@@ -65,10 +66,9 @@ def train(tmp_path):
                 sampler=dict(type='DefaultSampler', shuffle=False),
                 collate_fn=default_collate,
             ),
-            train_cfg=dict(by_epoch=True, max_epochs=epochs),
-            optim_wrapper=dict(
-                optimizer=dict(type='SGD', lr=0.01, weight_decay=weight_decay, momentum=0.5)
-            ),
+            train_cfg=loop or dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=optim_wrapper
+            or dict(optimizer=dict(type='SGD', lr=0.01, weight_decay=weight_decay, momentum=0.5)),
             custom_hooks=[*hooks, recorder],
             default_hooks=dict(checkpoint=None),
             default_scope='mmengine',
@@ -111,3 +111,63 @@ def test_each_gradient_is_clipped_by_itself(train):
 def test_the_optimizer_is_left_without_hooks(train):
     _, runner = train(FreezeLastLayerHook(), ClipEachGradHook(), epochs=1)
     assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
+
+
+class Classifier(BaseModel):
+    """No head with temperatures, and no prototypes."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(4, 1)
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        return dict(loss=self.backbone.weight.sum())
+
+
+@pytest.mark.parametrize(
+    ('hook', 'options', 'message'),
+    [
+        (TeacherTempHook(), dict(model=Classifier()), 'head of Classifier .* has no teacher_temp'),
+        (FreezeLastLayerHook(), dict(model=Classifier()), r"begins with prefix='neck\.last_layer'"),
+        (FreezeLastLayerHook(prefix='neck.last'), dict(by_iter=True), 'FreezeLast.* counts epochs'),
+        (TeacherTempHook(), dict(by_iter=True), 'TeacherTempHook counts epochs'),
+    ],
+)
+def test_a_hook_that_would_do_nothing_is_refused_before_training(train, hook, options, message):
+    if options.pop('by_iter', False):
+        options['loop'] = dict(by_epoch=False, max_iters=2)
+    recorded = []
+
+    class Steps(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            recorded.append(batch_idx)
+
+    with pytest.raises(ValueError, match=message):
+        train(hook, Steps(), epochs=1, **options)
+    assert recorded == []
+
+
+@pytest.mark.parametrize('hook', [ClipEachGradHook(), FreezeLastLayerHook()])
+def test_several_optimizers_are_refused(train, hook):
+    model = Model()
+    wrappers = OptimWrapperDict(
+        a=OptimWrapper(torch.optim.SGD(model.backbone.parameters(), 0.1)),
+        b=OptimWrapper(torch.optim.SGD(model.neck.parameters(), 0.1)),
+    )
+    with pytest.raises(ValueError, match='acts on one optimizer, and the optim_wrapper has a, b'):
+        train(hook, epochs=1, model=model, optim_wrapper=wrappers)
+
+
+@pytest.mark.parametrize(
+    ('build', 'message'),
+    [
+        (lambda: TeacherTempHook(cls=0.07), 'expected the first and the last temperature'),
+        (lambda: TeacherTempHook(patch=(0, 0.07)), 'TeacherTempHook: patch=0'),
+        (lambda: TeacherTempHook(warmup_epochs=2.5), 'TeacherTempHook: warmup_epochs=2.5'),
+        (lambda: FreezeLastLayerHook(epochs=-1), 'FreezeLastLayerHook: epochs=-1'),
+        (lambda: ClipEachGradHook(max_norm=0), 'ClipEachGradHook: max_norm=0'),
+    ],
+)
+def test_options_of_the_hooks_are_checked(build, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        build()

@@ -208,3 +208,26 @@ def test_a_worker_names_the_file(tmp_path: Path) -> None:
     )
     with pytest.raises(UnreadableImageError, match=r'class0/empty.png cannot be read as an image'):
         next(iter(loader))
+
+
+@pytest.mark.parametrize('flat', [True, False])
+@pytest.mark.parametrize('color', ['color', 'grayscale', 'unchanged'])
+def test_folders_without_classes_and_grey_images(tmp_path: Path, flat: bool, color: str) -> None:
+    """Grey images come as (H, W) or (H, W, 1), and a folder without classes gives no labels."""
+    folder = tmp_path if flat else tmp_path / 'class0'
+    folder.mkdir(exist_ok=True)
+    pixels = np.arange(2 * SIDE * SIDE, dtype=np.uint8).reshape(2, SIDE, SIDE)
+    for number in range(2):
+        Image.fromarray(pixels[number]).save(folder / f'{number}.png')
+    dataset = {**source(tmp_path, color_type=color), 'with_label': not flat}
+    made = DATASETS.build(dict(type='mmpretrain.InMemoryImages', dataset=dataset))
+    channels = 3 if color == 'color' else 1
+    expected = pixels[:, None].repeat(channels, axis=1)
+    np.testing.assert_array_equal(made.images.numpy(), expected)
+    batch = made.__getitems__([1])
+    assert ('gt_label' in batch['data_samples'][0]) is not flat
+    assert (made.labels is None) is flat
+    if flat:
+        options = dict(type='mmpretrain.InMemoryImages', dataset=dataset, per_class=1)
+        with pytest.raises(ValueError, match='images have no labels: leave per_class out'):
+            DATASETS.build(options)

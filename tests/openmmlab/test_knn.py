@@ -12,7 +12,9 @@ from mmpretrain.models.utils import SparseHelper
 from mmpretrain.registry import HOOKS, MODELS
 from mmpretrain.structures import DataSample
 from mmpretrain.utils import register_all_modules
+from PIL import Image
 
+import prmim_adapters.openmmlab  # noqa: F401, registers InMemoryImages
 from prmim_adapters.frameworks import packed_convnext  # noqa: F401, registers the backbone
 from prmim_adapters.openmmlab.knn import KNNHook, extract_features, knn_classify, pool_features
 
@@ -362,6 +364,20 @@ class Labelled(Blobs):
         return [index % 2 for index in range(len(self))]
 
 
+class Negative(Labelled):
+    """Marks an image without class by -1."""
+
+    def get_gt_labels(self):
+        return [-1, *super().get_gt_labels()[1:]]
+
+
+class TwoClasses(Labelled):
+    """Several classes an image."""
+
+    def get_data_info(self, index):
+        return dict(gt_label=[0, 1])
+
+
 class Unlabelled(Blobs):
     """As self-supervised pre-training has them."""
 
@@ -373,11 +389,17 @@ class Unlabelled(Blobs):
     ('name', 'options', 'message'),
     [
         ('SimMIM', dict(class_token=True), 'has no class token'),
-        ('MAE', dict(k=13), r'k=13 neighbours asked of 12 training images: choose 1 <= k'),
-        ('MAE', dict(k=0), r'k=0 neighbours asked of 12'),
+        ('MAE', dict(k=13), r'k=13 neighbours asked of the 12 images of .*: choose 1 <= k <= 12'),
         ('MAE', dict(num_classes=1), 'num_classes=1, but .*_dataloader has the label 1'),
-        ('MAE', dict(dataset=Unlabelled()), r'train_dataloader has images without labels'),
-        ('MAE', dict(backbone='bakbone'), 'bakbone'),
+        ('MAE', dict(dataset=Unlabelled()), r'an image has no label \(gt_label\)'),
+        ('MAE', dict(dataset=Negative()), 'train_dataloader has the label -1: labels count from 0'),
+        ('MAE', dict(dataset=TwoClasses()), 'has the label .*: expected one class number'),
+        (
+            'MAE',
+            dict(backbone='bakbone'),
+            r"backbone='bakbone': MAE has no such .*parts are .*neck",
+        ),
+        ('MAE', dict(backbone='backbone.nothing'), 'has no such network'),
     ],
 )
 def test_settings_are_checked_before_training(tmp_path, name, options, message):
@@ -385,9 +407,61 @@ def test_settings_are_checked_before_training(tmp_path, name, options, message):
     loader['dataset'] = options.pop('dataset', Labelled())
     settings = dict(num_classes=2, k=3, interval=100) | options
     runner = runner_with(KNNHook(loader, loader, **settings), algorithm(name), tmp_path)
-    with pytest.raises((ValueError, AttributeError), match=message):
+    with pytest.raises(ValueError, match=message):
         runner.train()
     assert runner.iter == 0
+
+
+@pytest.mark.parametrize('wrapper', ['none', 'InMemoryImages', 'RepeatDataset', 'ConcatDataset'])
+@pytest.mark.parametrize('labelled', [True, False])
+def test_data_sets_of_files_are_checked_through_any_wrapper(tmp_path, wrapper, labelled):
+    for label in range(3):
+        (tmp_path / str(label)).mkdir()
+        Image.new('L', (32, 32), 20 * label).save(tmp_path / str(label) / 'a.png')
+    pipeline = [dict(type='LoadImageFromFile')]
+    dataset = dict(
+        type='CustomDataset', data_prefix=str(tmp_path), with_label=labelled, pipeline=pipeline
+    )
+    if wrapper != 'InMemoryImages':
+        pipeline.append(dict(type='PackInputs'))
+    if wrapper == 'RepeatDataset':
+        dataset = dict(type=wrapper, times=2, dataset=dataset)
+    elif wrapper == 'ConcatDataset':
+        dataset = dict(type=wrapper, datasets=[dataset, dataset])
+    elif wrapper == 'InMemoryImages':
+        dataset = dict(type=wrapper, dataset=dataset)
+    loader = dict(blobs(), dataset=dataset)
+    runner = runner_with(KNNHook(loader, loader, num_classes=2, k=3), algorithm('MAE'), tmp_path)
+    message = r'num_classes=2, but .* label 2: set num_classes=3' if labelled else 'no label'
+    with pytest.raises(ValueError, match=message):
+        runner.train()
+    assert runner.iter == 0
+
+
+def test_trying_the_network_leaves_the_random_state_and_its_mode(tmp_path):
+    model = algorithm('MAE').train()
+    hook = KNNHook(blobs(), blobs(), num_classes=2, k=3)
+    runner = runner_with(hook, model, tmp_path)
+    state = torch.get_rng_state()
+    hook.before_train(runner)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ('option', 'error'),
+    [
+        (dict(k=0), ValueError),
+        (dict(interval=0), ValueError),
+        (dict(num_classes=0), ValueError),
+        (dict(temperature=0.0), ValueError),
+        (dict(k=2.5), TypeError),
+        (dict(at_start=1), TypeError),
+    ],
+)
+def test_options_out_of_range_are_refused_when_the_hook_is_built(option, error):
+    with pytest.raises(error, match=f'KNNHook: {next(iter(option))}'):
+        KNNHook({}, {}, **(dict(num_classes=2) | option))
 
 
 def test_hook_is_registered_for_configs():

@@ -95,7 +95,10 @@ def test_a_hook_that_saves_is_one_by_its_class(tmp_path, name):
         f'default_hooks = dict(checkpoint=None)\ncustom_hooks = [dict(type={name!r})]\n'
         "model = dict(type='MAE')\n"
     )
-    (tmp_path / 'tune.py').write_text("model = dict(backbone=dict(type='ViT'))\n")
+    (tmp_path / 'tune.py').write_text(
+        "model = dict(backbone=dict(type='ViT'))\nval_cfg = dict()\n"
+        "val_evaluator = dict(type='mmpretrain.Accuracy')\n"
+    )
     spec = spec_of(tmp_path, transfers={'tune': Transfer('tune.py')}, arms={})
     if name == 'SavesNothing':
         with pytest.raises(SpecError, match='transfers start from the checkpoint'):

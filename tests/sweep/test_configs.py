@@ -242,7 +242,10 @@ def test_mistakes_in_configs_are_named_before_training(own_config, tmp_path, cha
     ],
 )
 def test_transfers_need_the_last_checkpoint(own_config, tmp_path, checkpoint, saves):
-    (tmp_path / 'tune.py').write_text("model = dict(backbone=dict(type='ViT'))\n")
+    (tmp_path / 'tune.py').write_text(
+        "model = dict(backbone=dict(type='ViT'))\nval_cfg = dict()\n"
+        "val_evaluator = dict(type='mmpretrain.Accuracy')\n"
+    )
     options = dict(train_cfg=dict(max_epochs=4), default_hooks=dict(checkpoint=checkpoint))
     check_configs(spec_of(own_config, tmp_path, options=options))
     spec = spec_of(own_config, tmp_path, options=options, transfers={'t': Transfer('tune.py')})

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from prmim_adapters.sweep.evaluation import frozen_accuracy
+from prmim_adapters.sweep.point import described
 
 
 def clusters(count, generator, noise=0.5):
@@ -46,3 +47,12 @@ def test_random_labels_give_chance():
     got = frozen_accuracy(*halves, num_classes=4)
     assert 18 < got['knn'] < 32
     assert 18 < got['linear'] < 32
+
+
+def test_a_failed_point_ends_with_type_and_place_of_an_error_without_message():
+    try:
+        raise AssertionError
+    except AssertionError as error:
+        last = described(error).splitlines()[-1]
+    assert last.startswith('AssertionError at ')
+    assert last.endswith(': raise AssertionError')

@@ -15,6 +15,8 @@ from mmpretrain.models.utils import resize_pos_embed
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ..pretrained import loaded_last
+
 Grid = tuple[int, int]
 
 
@@ -53,10 +55,15 @@ class IBOTViT(VisionTransformer):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims))
 
     def init_weights(self) -> None:
-        """Truncated normal of 0.02, zero biases and mask token, as the original."""
-        super().init_weights()
-        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
-            return
+        """Truncated normal of 0.02, zero biases and mask token, as the original.
+
+        Then the checkpoint is loaded that ``init_cfg`` names, if it names one.
+        """
+        with loaded_last(self):
+            super().init_weights()
+            self._initialize()
+
+    def _initialize(self) -> None:
         for parameter in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(parameter, std=0.02)
         nn.init.zeros_(self.mask_token)
