@@ -13,6 +13,7 @@ Compensations, all applied by :func:`apply` when ``prmim_adapters.openmmlab`` is
 * Checkpoints are written whole: see :mod:`prmim_adapters.openmmlab.whole_files`.
 * FlexibleRunner resumes from whole ones: see :mod:`prmim_adapters.openmmlab.flexible_runner`.
 * MAE takes images that are not square: see :mod:`prmim_adapters.frameworks.rectangles`.
+* Position biases of smaller images load: see :mod:`prmim_adapters.frameworks.position_bias`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 
 from ..allow_list import numpy_globals
+from ..frameworks.position_bias import resize_with_current_scipy
 from ..frameworks.rectangles import allow_rectangles
 from . import launch
 from .checkpoints import read_checkpoint
@@ -47,6 +49,7 @@ def apply() -> None:
     write_whole_files()
     resume_from_whole_files()
     allow_rectangles()
+    resize_with_current_scipy()
 
 
 def allow_own_checkpoints() -> None:

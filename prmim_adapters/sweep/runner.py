@@ -22,7 +22,7 @@ from .display import Display
 from .files import inside
 from .local import LocalEngine
 from .processes import ended_by_signals
-from .results import MEASUREMENTS, RESULT, check_resumable, result_of
+from .results import MEASUREMENTS, check_resumable, result_of
 from .spec import Point, Spec
 
 
@@ -89,10 +89,9 @@ def _unfinished(points: list[Point], spec: Spec, out: Path) -> list[Point]:
 
 
 def _trains(spec: Spec, out: Path) -> bool:
-    """Whether a point is left to be trained; reports of what is over need no images."""
-    folders = [inside(out, point.name) for point in spec.points()]
-    done = (RESULT, f'train/{MEASUREMENTS}')
-    return not all(any((folder / name).exists() for name in done) for folder in folders)
+    """Whether a point is left to be trained; what is over needs no images."""
+    folders = [out / point.name for point in _unfinished(spec.points(), spec, out)]
+    return not all((folder / 'train' / MEASUREMENTS).exists() for folder in folders)
 
 
 @contextmanager
