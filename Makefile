@@ -22,7 +22,7 @@ BASE_PYTHON ?= python3
 bin := $(dir $(or $(shell command -v $(PYTHON)),$(PYTHON)))
 export PATH := $(abspath $(bin)):$(PATH)
 
-.PHONY: help pretrain test check docs notebooks package mutations clean
+.PHONY: help pretrain test check docs notebooks package mutations clean FORCE
 
 help:
 	@awk '!/^#/ {exit} {sub(/^# ?/, ""); print}' $(firstword $(MAKEFILE_LIST))
@@ -52,13 +52,15 @@ package: $(environment)
 docs: $(environment)
 	sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
-notebooks: export MPLBACKEND := module://matplotlib_inline.backend_inline
-notebooks: $(environment)
-	mkdir -p docs/_build/notebooks
-	for name in mmpretrain transformers; do \
-		jupytext -q --to ipynb --execute docs/notebooks/$$name.py \
-			-o docs/_build/notebooks/$$name.ipynb || exit 1; \
-	done
+NOTEBOOKS := $(patsubst docs/notebooks/%.py,docs/_build/notebooks/%.ipynb,$(wildcard docs/notebooks/*.py))
+
+notebooks: $(environment) $(NOTEBOOKS)
+
+docs/_build/notebooks/%.ipynb: docs/notebooks/%.py FORCE | $(environment)
+	jupytext -q --to ipynb $< -o $@
+	PYTHONWARNINGS=ignore MPLBACKEND=module://matplotlib_inline.backend_inline jupyter-execute --inplace --timeout=120 $@
+
+FORCE:
 
 mutations: $(environment)
 	python tools/mutations.py

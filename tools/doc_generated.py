@@ -4,6 +4,7 @@
 ``<!-- begin: help NAME -->`` is the help of ``prmim NAME``; ``<!-- begin: options REGISTRY NAME -->``
 a table of the options of what that registry holds under that name, from signature and docstring;
 ``<!-- begin: options attach -->`` and ``PRMIM`` those of the two by themselves.
+``<!-- begin: frameworks -->`` is a table of all model classes that an adapter is shipped for.
 """
 
 from __future__ import annotations
@@ -30,7 +31,18 @@ def generated(source: str) -> str:
         return command_help(*names)
     if kind == 'options':
         return options_table(*names)
+    if kind == 'frameworks':
+        return frameworks_table()
     raise ValueError(f'{source!r} is neither a file nor "help NAME" nor "options NAME"')
+
+
+def frameworks_table() -> str:
+    """Model classes and what of them is spared."""
+    from prmim_adapters import ADAPTERS
+
+    lines = ['| model class | what sees fewer tokens |', '|---|---|']
+    lines += [f'| `{key}` | {ADAPTERS.summary(key)} |' for key in ADAPTERS._locations]
+    return '\n'.join(lines) + '\n'
 
 
 def command_help(name: str) -> str:

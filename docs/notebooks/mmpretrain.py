@@ -19,6 +19,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from mmengine.logging import MMLogger
 from mmpretrain.registry import MODELS
 from mmpretrain.utils import register_all_modules
 from skimage import data
@@ -28,7 +29,8 @@ from prmim_adapters.accounting import activation_bytes, count_macs
 from prmim_adapters.visualization import observe, panels
 
 register_all_modules()
-torch.manual_seed(0)
+MMLogger.get_current_instance().setLevel('WARNING')  # or it says how each weight begins
+_ = torch.manual_seed(0)
 
 # %% [markdown]
 # ## Images
@@ -39,7 +41,7 @@ torch.manual_seed(0)
 photograph = torch.from_numpy(data.astronaut()).permute(2, 0, 1).float()
 corners = torch.randint(0, 512 - 192, (16, 2))
 crops = torch.stack([photograph[:, y : y + 192 : 2, x : x + 192 : 2] for y, x in corners])
-batch = dict(inputs=list(crops), data_samples=None)
+batch = dict(inputs=crops, data_samples=None)
 
 # %% [markdown]
 # ## The model
@@ -88,7 +90,8 @@ type(model.neck), type(model.head)
 # %% [markdown]
 # ## What it saves
 #
-# Counted on the loss path, per image: what a training step executes.
+# Counted on the loss path, per image: what a training step executes. The encoder is small here, so the decoder's
+# share, and what is saved of it, is larger than in ViT-B.
 
 # %%
 after = count_macs(model, images), activation_bytes(model, images)
@@ -102,14 +105,15 @@ for name, old, new, unit in zip(('MACs', 'activations'), before, after, (1e6, 1e
 # Blue patches are kept and go through the decoder. Orange ones are thrown: the light stage reconstructs them.
 
 # %%
-two = dict(inputs=list(crops[:2]), data_samples=None)
+two = dict(inputs=crops[:2], data_samples=None)
 plt.figure(figsize=(10, 5))
 plt.imshow(panels(observe(model, two)))
 plt.axis('off')
 plt.show()
 
 # %% [markdown]
-# The model is untrained, so its reconstruction is noise.
+# The model is untrained, so its reconstruction is noise. Its target is normalised per patch (`norm_pix`), so patches
+# are shown with the mean and variance of the true ones, which the model does not know.
 #
 # ## Ten steps
 

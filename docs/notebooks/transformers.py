@@ -26,7 +26,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 import prmim_adapters as prmim
 from prmim_adapters.adapters import partial_of
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 
 # %% [markdown]
 # ## Images
