@@ -110,8 +110,9 @@ def test_the_reference_has_all_that_is_registered(registry: str) -> None:
     ours = {name: getattr(made, 'func', made).__module__ for name, made in found.items()}
     names = [name for name, module in ours.items() if module.startswith('prmim_adapters.')]
     assert names
-    missing = [name for name in names if f'<!-- begin: options {registry} {name} -->' not in text]
-    assert missing == []
+    markers = [f'<!-- begin: options {registry} {name} -->' for name in names]
+    missing = [marker for marker in markers if marker not in text]
+    assert missing == [], 'put these into docs/reference.md, then tools/check_docs.py --write'
 
 
 def test_an_option_without_a_description_is_found(checker: ModuleType) -> None:
