@@ -19,6 +19,7 @@ from torch import nn
 
 from .. import shipped
 from .prmim import PRMIM, separate
+from .target_networks import without_downloads
 from .types import is_a, resolved
 
 _DEFAULT_RATIO = 0.5
@@ -59,7 +60,7 @@ def build_model(config: Config) -> nn.Module:
     hub = MessageHub.get_current_instance()
     if 'max_iters' not in hub.runtime_info:  # teachers ask how long training will be
         hub.update_info('max_iters', 1)
-    with scope_of(config):
+    with scope_of(config), without_downloads():
         return MODELS.build(settings)
 
 
