@@ -31,6 +31,8 @@ BACKBONES: dict[str, dict[str, Any]] = {
     'mff': dict(type='MFFViT', out_indices=[0, 1], **VIT),
     'maskfeat': dict(type='MaskFeatViT', **VIT),
     'beit': dict(type='BEiTPretrainViT', **VIT),
+    'milan': dict(type='MILANViT', **VIT),
+    'cae': dict(type='CAEPretrainViT', layer_scale_init_value=0.1, **VIT),
     'simmim vit': dict(type='SimMIMViT', **VIT),
     'ibot': dict(type='IBOTViT', layer_scale_init_value=0.1, **VIT),
     'simmim swin': dict(
@@ -90,6 +92,8 @@ def test_a_wrong_weight_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -
 def test_unknown_encoder_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match='no timm counterpart for ResNet; known: VisionTransf'):
         to_timm(MODELS.build(dict(type='ResNet', depth=18)))
+    with pytest.raises(ValueError, match='no timm counterpart for iTPNHiViT; known: VisionTransf'):
+        to_timm(MODELS.build(dict(type='iTPNHiViT', arch='tiny')))
 
 
 @pytest.fixture

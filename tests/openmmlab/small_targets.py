@@ -76,6 +76,7 @@ def small_config(name: str, folder: Path, tiles: Path) -> Config:
     config.train_dataloader = dict(
         batch_size=IMAGES,
         num_workers=0,
+        persistent_workers=False,
         sampler=dict(type='DefaultSampler', shuffle=True),
         collate_fn=dict(type='default_collate'),
         dataset=dict(

@@ -14,9 +14,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from small_targets import SMALL, STEPS, small_config
+from mmpretrain.models.selfsup import milan
+from mmpretrain.models.utils.clip_generator_helper import CLIP
+from small_targets import CONFIGS, SMALL, STEPS, small_config
 
 from prmim_adapters.demo_data import make_tiles
+from prmim_adapters.openmmlab import target_networks
+from prmim_adapters.openmmlab.models import build_model
 
 
 @pytest.fixture(scope='module')
@@ -87,3 +91,29 @@ def test_training_of_cae(tiles, tmp_path):
         tiles,
         lambda path: Runner.from_cfg(Config.fromfile(path)).train(),
     )
+
+
+def test_counting_downloads_no_clip(monkeypatch):
+    """Of the file's sizes, random; a file on the machine, or one that is not known, is loaded."""
+    asked, small = [], dict(image_resolution=64, vision_layers=1, vision_width=64)
+    small |= dict(vision_patch_size=8, embed_dim=16, context_length=4, vocab_size=8)
+    small |= dict(transformer_width=64, transformer_heads=1, transformer_layers=1)
+    monkeypatch.setattr(milan, '_load_checkpoint', asked.append)
+    monkeypatch.setitem(target_networks._SIZES, 'clip_vit_base_16.pth.tar', small)
+    settings = Config.fromfile(CONFIGS / 'milan_prmim_vitb.py').model.framework.target_generator
+    clip = build_model(Config(dict(model=settings))).tokenizer
+    assert clip.visual.conv1.weight.shape == (64, 3, 8, 8) and not asked
+    for path in ('/data/clip_vit_base_16.pth.tar', 'https://example.org/other.pth'):
+        settings.tokenizer_path = path
+        with pytest.raises(TypeError):  # nothing was loaded
+            build_model(Config(dict(model=settings)))
+        assert asked.pop() == path
+    assert milan._load_checkpoint == asked.append
+
+
+def test_the_sizes_are_those_of_clip_vit_b16():
+    """OpenAI's: 149.6 M parameters, of which 86.2 M are of images."""
+    with torch.device('meta'):
+        clip = CLIP(**target_networks._SIZES['clip_vit_base_16.pth.tar'])
+    assert sum(p.numel() for p in clip.parameters()) == 149_620_737
+    assert sum(p.numel() for p in clip.visual.parameters()) == 86_192_640
