@@ -74,7 +74,14 @@ def einsum_macs(inputs: list[Any], outputs: list[Any]) -> Any:
     return Counter({'einsum': math.prod(sizes.values())})
 
 
+def layer_norm_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Handle of ``layer_norm``, as fvcore's own, which takes at most five axes: Hiera has six."""
+    affine = len(inputs) > 2 and inputs[2].type().kind() == 'TensorType'
+    return Counter({'layer_norm': math.prod(_shape(inputs[0])) * (5 if affine else 4)})
+
+
 OP_HANDLES: dict[str, Callable] = {
+    'aten::layer_norm': layer_norm_macs,
     'aten::scaled_dot_product_attention': attention_macs,
     'aten::baddbmm': baddbmm_macs,
     'aten::einsum': einsum_macs,

@@ -21,7 +21,7 @@ Block = Callable[..., Any]
 _CHECKED = 'rows_checked'
 """Set on the shared part once the rows have been looked at."""
 _SAME = 1e-3
-"""Relative difference of equal rows, in any precision."""
+"""Difference of equal rows as a share of the largest number in them, in any precision."""
 
 
 class Pass:
@@ -72,9 +72,9 @@ class Pass:
             return (self._leave(out[0]), *out[1:])
         return self._leave(out)
 
-    def _rows(self, positions: Tensor, images: int | None = None) -> Tensor:
-        """Rows (B, n) of the sequence for positions (B, n) of the grid, of the first images."""
-        rows = positions if self.row_of is None else self.row_of[:images].gather(1, positions)
+    def _rows(self, positions: Tensor) -> Tensor:
+        """Rows (B, n) of the sequence for positions (B, n) of the grid."""
+        rows = positions if self.row_of is None else self.row_of.gather(1, positions)
         return rows + self.prefix
 
     def _with_prefix(self, rows: Tensor) -> Tensor:
@@ -102,20 +102,22 @@ class Pass:
         return gather_tokens(x, self._present)
 
     def _check_rows(self, x: Tensor) -> None:
-        """Once, in the first pass with two images that share masked positions.
+        """Once, in the first pass with images that share masked positions.
 
         Rows at masked positions are made of mask token and position, so that all images have the
         same ones, unless the mask means the visible tokens or the order is another.
         """
         declaration = self.declaration
         unknown = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta
-        if unknown or declaration.per_image or len(x) < 2 or hasattr(self.partial, _CHECKED):
+        if unknown or declaration.per_image or hasattr(self.partial, _CHECKED):
             return
-        common = self.mask[:2].all(dim=0).nonzero().T
-        if not common.numel():
+        common = self.mask[1:] & self.mask[:-1]
+        if not common.any():
             return
-        first, second = gather_tokens(x[:2].detach(), self._rows(common.expand(2, -1), 2))
-        if not torch.allclose(first, second, rtol=_SAME, atol=_SAME * float(first.abs().max())):
+        everywhere = torch.arange(self.mask.shape[1], device=x.device).expand(len(x), -1)
+        rows = gather_tokens(x.detach(), self._rows(everywhere))
+        distance = (rows[1:] - rows[:-1]).abs().amax(dim=-1)[common].max()
+        if float(distance) > _SAME * float(rows.abs().max()):
             raise ValueError(
                 f'{declaration.framework}: what enters the blocks at masked tokens differs between '
                 f'images, so it is not mask token + position. Check mask={declaration.mask} (which '

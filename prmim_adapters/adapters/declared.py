@@ -107,7 +107,7 @@ class Declaration:
     def __call__(self, model: Any) -> Seams:
         """The seams of a model: the host, whose method is followed, and the block list."""
         host, blocks = _module(model, self.host), _module(model, self.blocks_path)
-        height, width = self.grid(model)
+        height, width = self._asked('grid', model)
         self._check_methods(model, host)
         owner = _owner(host, self.method)
         classes = {
@@ -125,11 +125,22 @@ class Declaration:
             guests=tuple(guests),
             classes=classes,
             grid=(_integer(height), _integer(width)),
-            width=_integer(self.width(model)) if self.width else _row_width(blocks),
-            num_masked=_integer(self.num_masked(model)) if self.num_masked else None,
-            num_prefix=_integer(self.prefix(model)) if callable(self.prefix) else self.prefix,
+            width=_integer(self._asked('width', model)) if self.width else _row_width(blocks),
+            num_masked=_integer(self._asked('num_masked', model)) if self.num_masked else None,
+            num_prefix=_integer(self._asked('prefix', model)),
             owns_loss=self.loss is not None,
         )
+
+    def _asked(self, name: str, model: nn.Module) -> Any:
+        """A value that the declaration has, or that its function says of the model."""
+        value = getattr(self, name)
+        try:
+            return value(model) if callable(value) else value
+        except (AttributeError, IndexError) as error:
+            raise TypeError(
+                f'{self.framework}: the declared {name} asks {type(model).__name__} for what it '
+                f'does not have: {error}'
+            ) from error
 
     def _check_methods(self, model: nn.Module, host: nn.Module) -> None:
         """Before classes are made that rely on them."""
@@ -216,13 +227,19 @@ def host_class(framework: str, base: type) -> type:
         methods[declaration.mask.method] = masking
     if declaration.loss is not None and not declaration.host:
         methods |= _loss_method(framework, base)
-    made = named_class(__name__, (framework, base), base, methods)
+    made = _made(framework, base, methods)
     return made
 
 
 def loss_class(framework: str, base: type) -> type:
     """The subclass of a model's ``base`` whose declared loss weighs thrown tokens."""
-    return named_class(__name__, (framework + _LOSS, base), base, _loss_method(framework, base))
+    return _made(framework + _LOSS, base, _loss_method(framework, base))
+
+
+def _made(first: str, base: type, methods: dict[str, Any]) -> type:
+    made = named_class(__name__, (first, base), base, methods)
+    made.__name__ = base.__name__  # which Hugging Face saves
+    return made
 
 
 def _loss_method(framework: str, base: type) -> dict[str, Any]:

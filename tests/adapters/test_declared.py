@@ -66,6 +66,7 @@ def loss_of(model):
             ValueError,
             'num_prefix=-1: must be an integer of at least 0',
         ),
+        (dict(grid=lambda model: model.gridsize), TypeError, "grid asks Other .* 'gridsize'"),
         (dict(loss=('compar', 'mask')), TypeError, "Other has no method 'compar', as declared"),
         (dict(loss=('compare', 'weight')), TypeError, r"mask\) has no argument 'weight', as decl"),
         (dict(mask=prmim.masks.Result('mask')), TypeError, "Other has no method 'mask', as decl"),

@@ -43,8 +43,9 @@ def _shape(model: Any) -> Grid:
 def _shuffled(model: Any, arguments: Mapping[str, Any]) -> Tensor:
     """The last ``mask_len`` of ``idx_shuffle`` (B, L) are masked."""
     order, masked = arguments['idx_shuffle'].long(), arguments.get('mask_len', _BOOTMAE_MASKED)
+    hidden = order[:, order.shape[1] - masked :]
     mask = torch.zeros_like(order, dtype=torch.bool)
-    return mask.scatter(1, order[:, order.shape[1] - masked :], True)
+    return mask.scatter(1, hidden, torch.ones_like(hidden, dtype=torch.bool))
 
 
 for _framework in (

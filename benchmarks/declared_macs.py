@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MACs of full-size models whose adapter is a declaration, at the sizes of their authors' runs.
+
+    python benchmarks/declared_macs.py UPSTREAM_DIR NAME [NAME ...]    # one repository a process
+
+Forward MACs per image or clip of the loss path by ``prmim_adapters.accounting.count_macs`` (two
+counters that must agree) and what the closed form says is saved, random weights, half of all tokens
+thrown; added to benchmarks/results/declared.json. Counts do not depend on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import prmim_adapters as prmim
+from prmim_adapters.accounting import count_macs
+from prmim_adapters.accounting.closed_form import predicted_saving
+from prmim_adapters.adapters import ADAPTERS
+from prmim_adapters.upstream.shims import SHIMS
+
+RESULTS = Path(__file__).parent / 'results' / 'declared.json'
+RATIO = 0.5
+Loss = Callable[[nn.Module, tuple[Tensor, ...]], Tensor]
+Made = tuple[nn.Module, list[Tensor], Loss]
+
+
+def masked(length: int, count: int) -> Tensor:
+    """(1, L) bool with that many True."""
+    return torch.rand(1, length).argsort(1) < count
+
+
+def returned(model: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+    """The loss in what the model returns."""
+    out = model(*inputs)
+    out = out.loss if hasattr(out, 'loss') else out
+    out = out[0] if isinstance(out, tuple) else out
+    return out['loss'] if isinstance(out, dict) else out
+
+
+def predictions(model: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+    """Where the loss is the script's: predictions stand for it."""
+    out = model(*inputs)
+    out = out if isinstance(out, tuple) else (out,)
+    return torch.stack([part.sum() for part in out if part.is_floating_point()]).sum()
+
+
+def videomae(name: str, decoder_depth: int) -> Made:
+    """16 frames at 224, tubes of 1,408 of 1,568 tokens masked."""
+    module = importlib.import_module('modeling_pretrain')
+    model = getattr(module, f'pretrain_videomae_{name}_patch16_224')(decoder_depth=decoder_depth)
+    return model, [torch.randn(1, 3, 16, 224, 224), masked(1568, 1408)], predictions
+
+
+def videomae_v2() -> Made:
+    """ViT-B, decoder of four blocks, without the decoder mask."""
+    module = importlib.import_module('models.modeling_pretrain')
+    model = module.pretrain_videomae_base_patch16_224(decoder_depth=4)
+    mask = masked(1568, 1408)
+    return model, [torch.randn(1, 3, 16, 224, 224), mask, ~mask], predictions
+
+
+def mae_pytorch() -> Made:
+    module = importlib.import_module('modeling_pretrain')
+    model = module.pretrain_mae_base_patch16_224()
+    return model, [torch.randn(1, 3, 224, 224), masked(196, 147)], predictions
+
+
+def mae_st() -> Made:
+    """PRETRAIN.md: ViT-L, decoder of four blocks, mask ratio 0.9."""
+    module = importlib.import_module('mae_st.models_mae')
+    model = module.mae_vit_large_patch16(
+        num_frames=16, t_patch_size=2, decoder_depth=4, sep_pos_embed=True, cls_embed=True
+    )
+
+    def loss(model: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+        latent, mask, restore = model.forward_encoder(inputs[0], 0.9)
+        frames = inputs[0][:, :, ::2]
+        return model.forward_loss(frames, model.forward_decoder(latent, restore), mask)
+
+    return model, [torch.randn(1, 3, 16, 224, 224)], loss
+
+
+def hiera(name: str, *size: int) -> Made:
+    """Mask ratio 0.6 for images, 0.9 for video."""
+    model = getattr(importlib.import_module('hiera.hiera_mae'), f'mae_hiera_base_{name}')()
+    ratio = 0.9 if len(size) == 3 else 0.6
+    return model, [torch.randn(1, 3, *size)], lambda m, x: m(x[0], mask_ratio=ratio)[0]
+
+
+def satmae(name: str) -> Made:
+    """Ten bands of Sentinel-2 at 96 in three groups, patches of 8, mask ratio 0.75."""
+    module = importlib.import_module('models_mae_group_channels')
+    model = getattr(module, f'mae_vit_{name}_patch16')(img_size=96, patch_size=8, in_chans=10)
+    return model, [torch.randn(1, 10, 96, 96)], returned
+
+
+def prithvi() -> Made:
+    """Prithvi-EO-2.0 300M: four dates of six bands at 224."""
+    module = importlib.import_module('terratorch.models.backbones.prithvi_mae')
+    model = module.PrithviMAE(
+        img_size=224, num_frames=4, in_chans=6, embed_dim=1024, depth=24, num_heads=16
+    )
+    return model, [torch.randn(1, 6, 4, 224, 224)], returned
+
+
+def audiomae() -> Made:
+    """ViT-B, ten seconds (1,024 x 128), mask ratio 0.8, global decoder of eight blocks."""
+    module = importlib.import_module('models_mae')
+    model = module.mae_vit_base_patch16(
+        img_size=(1024, 128), in_chans=1, audio_exp=True, decoder_mode=0
+    )
+
+    def loss(model: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+        latent, mask, restore, _ = model.forward_encoder(inputs[0], 0.8)
+        return model.forward_loss(inputs[0], model.forward_decoder(latent, restore)[0], mask)
+
+    return model, [torch.randn(1, 1, 1024, 128)], loss
+
+
+def hpm() -> Made:
+    """ViT-B with the predictor of losses; the teacher's pass is not counted."""
+    module = importlib.import_module('models_mae_learn_loss')
+
+    def loss(model: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+        out = model(*inputs)
+        return out['pix_pred'].sum() + out['loss_pred'].sum()
+
+    model = module.mae_vit_base_patch16_dec512d8b()
+    return model, [torch.randn(1, 3, 224, 224), masked(196, 147)], loss
+
+
+def bootmae() -> Made:
+    """ViT-B, 120 of 196 tokens masked; the teacher's pass is not counted."""
+    module = importlib.import_module('models.modeling_pretrain_bootmae')
+    torch.Tensor.cuda = lambda tensor: tensor  # type: ignore[method-assign, assignment]
+
+    def loss(model: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+        pixels, features = model(inputs[0], 120, inputs[1])
+        return pixels.sum() + features.sum()
+
+    order = torch.rand(1, 196).argsort(1)
+    return module.bootmae_base(), [torch.randn(1, 3, 224, 224), order], loss
+
+
+def monai() -> Made:
+    """ViT-B on volumes of 96 x 96 x 96, patches of 8 (1,728 tokens), otherwise MONAI's defaults."""
+    module = importlib.import_module('monai.networks.nets.masked_autoencoder_vit')
+    model = module.MaskedAutoEncoderViT(in_channels=1, img_size=96, patch_size=8)
+    return model, [torch.randn(1, 1, 96, 96, 96)], predictions
+
+
+def huggingface(name: str) -> Made:
+    """The library's default configs: VideoMAE-B, DeiT-B, and Hiera-B at 224."""
+    import transformers
+
+    config = getattr(transformers, f'{name}Config')()
+    model = getattr(
+        transformers, name + {'DeiT': 'ForMaskedImageModeling'}.get(name, 'ForPreTraining')
+    )
+    if name == 'VideoMAE':
+        inputs = [torch.randn(1, 16, 3, 224, 224), masked(1568, 1408)]
+    elif name == 'DeiT':
+        config.encoder_stride = config.patch_size
+        inputs = [torch.randn(1, 3, 224, 224), masked(196, 147)]
+    else:
+        config = transformers.HieraConfig(
+            depths=[2, 3, 16, 3],
+            decoder_hidden_size=512,
+            decoder_depth=8,
+            decoder_num_heads=16,
+            mask_ratio=0.6,
+        )
+        inputs = [torch.randn(1, 3, 224, 224)]
+    return model(config).train(), inputs, returned
+
+
+MODELS: dict[str, tuple[str | None, Callable[[], Made]]] = {
+    'VideoMAE-B': ('VideoMAE', lambda: videomae('base', 4)),
+    'VideoMAE-L, decoder of 12 blocks': ('VideoMAE', lambda: videomae('large', 12)),
+    'VideoMAE V2 B, no decoder mask': ('VideoMAEv2', videomae_v2),
+    'Hiera-B, video': ('hiera', lambda: hiera('16x224', 16, 224, 224)),
+    'Hiera-B, images': ('hiera', lambda: hiera('224', 224, 224)),
+    'MAE-ST L': ('mae_st', mae_st),
+    'SatMAE-B, groups of bands': ('SatMAE', lambda: satmae('base')),
+    'SatMAE-L, groups of bands': ('SatMAE', lambda: satmae('large')),
+    'Prithvi-EO-2.0 300M': ('terratorch', prithvi),
+    'AudioMAE-B, global decoder': ('AudioMAE', audiomae),
+    'MONAI MAE, 96 x 96 x 96': (None, monai),
+    'MAE-pytorch B': ('MAE-pytorch', mae_pytorch),
+    'Hard Patches Mining B, pixel decoder': ('HPM', hpm),
+    'BootMAE-B, pixel decoder': ('BootMAE', bootmae),
+    'transformers VideoMAE-B': (None, lambda: huggingface('VideoMAE')),
+    'transformers Hiera-B': (None, lambda: huggingface('Hiera')),
+    'transformers DeiT-B, masked images': (None, lambda: huggingface('DeiT')),
+}
+
+
+def enter(folder: Path) -> None:
+    """Make a repository importable on a current stack."""
+    sys.path[:0] = [str(folder), str(folder.parent)]
+    for name in ('torch-six', 'numpy-float', 'timm-block'):
+        SHIMS[name](folder / 'main.py', [])
+    packages = []
+    if folder.name == 'terratorch':  # whose __init__ needs much that the model does not
+        packages = ['terratorch', 'terratorch.models', 'terratorch.models.backbones']
+    if folder.name == 'mae_st' and find_spec('simplejson') is None:  # of its logger
+        packages = ['simplejson']
+    for package in packages:
+        sys.modules[package] = ModuleType(package)
+        sys.modules[package].__path__ = [str(folder.joinpath(*package.split('.')))]
+
+
+def figures(made: Made) -> dict[str, Any]:
+    """Counts of the framework, and with half of all tokens thrown."""
+    model, inputs, loss = made
+    batch = dict(inputs=inputs, data_samples=None, call=loss)
+    with torch.no_grad():  # no graph of 1,568 tokens is kept
+        before = count_macs(model, batch)
+    prmim.attach(model, throw_ratio=RATIO)
+    with torch.no_grad():
+        after, predicted = count_macs(model, batch), predicted_saving(model, batch)
+    light = sum(v for k, v in after.by_module.items() if k.endswith('partial.aggregators'))
+    saved = before.total - (after.total - light)
+    return {
+        'framework': ADAPTERS.find(type(model).__mro__[1]),
+        'throw_ratio': RATIO,
+        'forward': before.total,
+        'forward_with': after.total,
+        'light_stage': light,
+        'saving': 1 - after.total / before.total,
+        'saved': saved,
+        'predicted': predicted,
+        'closed_form_error': saved / predicted - 1 if predicted else None,
+    }
+
+
+def main() -> None:
+    """Count and add to the results file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('upstream', type=Path)
+    parser.add_argument('names', choices=MODELS, nargs='+')
+    arguments = parser.parse_args()
+    warnings.simplefilter('ignore')
+    for name in arguments.names:
+        folder, make = MODELS[name]
+        if folder and str(arguments.upstream.resolve() / folder) not in sys.path:
+            enter(arguments.upstream.resolve() / folder)
+        torch.manual_seed(0)
+        found = figures(make())
+        print(name, json.dumps(found, indent=1))
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        results[name] = found
+        ordered = {key: results[key] for key in MODELS if key in results}
+        RESULTS.write_text(json.dumps(ordered, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
