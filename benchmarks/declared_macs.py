@@ -177,6 +177,7 @@ def huggingface(name: str) -> Made:
     else:
         config = transformers.HieraConfig(
             depths=[2, 3, 16, 3],
+            num_query_pool=2,  # as its authors pre-train
             decoder_hidden_size=512,
             decoder_depth=8,
             decoder_num_heads=16,

@@ -42,7 +42,6 @@ def _saving(framework: str) -> str:
     saves = _savings().get(framework)
     if saves is None:
         return ''
-    return (
-        f'; {saves["config"]} at {saves["throw_ratio"]:g}: forward {-saves["forward"]:+.1%}, '
-        f'training {-saves["training"]:+.1%}, activations {-saves["activations"]:+.1%}'
-    )
+    parts = [k for k in ('forward', 'training', 'activations') if k in saves]
+    counted = ', '.join(f'{part} {-saves[part]:+.1%}' for part in parts)
+    return f'; {saves["config"]} at {saves["throw_ratio"]:g}: {counted}'

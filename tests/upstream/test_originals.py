@@ -8,6 +8,7 @@ import pytest
 import torch
 from contract_case import images
 from originals import build_fcmae, build_ibot, build_simmim_swin, build_simmim_vit, unit_masks
+from originals_declared import build_audiomae, build_videomae_v2, masks, unfolded
 from torch.testing import assert_close
 
 import prmim_adapters as prmim
@@ -142,3 +143,22 @@ def test_simmim_fine_tuning_with_another_window(upstream_modules, monkeypatch):
     shared = {f'rel_pos_bias.{key}': torch.cat([before, extra])}
     tables = utils.remap_pretrained_keys_vit(vit, shared, logging.getLogger())
     assert_close(tables[name], torch.cat([expected, extra]), rtol=0, atol=1e-4)
+
+
+def test_videomae_v2_with_a_decoder_mask_of_its_own_is_refused(upstream_modules):
+    upstream_modules('videomae-v2')
+    model = prmim.attach(build_videomae_v2())
+    clips, mask = unfolded(torch.randn(2, 6, 128, 16), 8, 2), masks(32, 24, batch=2)
+    assert model(clips, mask).shape == model(clips, mask, ~mask).shape == (2, 24, 384)
+    left_out = ~mask | (torch.rand(2, 32) < 0.5)
+    with pytest.raises(ValueError, match='decode_mask leaves masked tokens out'):
+        model(clips, mask, left_out)
+
+
+def test_audiomae_with_windows_is_refused(upstream_modules):
+    upstream_modules('audiomae')
+    model = build_audiomae()
+    assert prmim.adapters.ADAPTERS.find(type(model)).endswith('(AudioMAE)')
+    model.decoder_mode = 1
+    with pytest.raises(ValueError, match='decoder_mode=1: the decoder has windows'):
+        prmim.attach(model)
