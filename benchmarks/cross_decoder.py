@@ -26,6 +26,7 @@ def build_cross_mae(config: str, depth: int = 12) -> nn.Module:
         decoder_depth=depth,
         decoder_num_heads=decoder.decoder_blocks[0].attn.num_heads,
     )
+    model.neck.lay_out(model.backbone.patch_resolution)
     model.__class__ = CrossMAE
     model.predict_ratio = 0.25
     return model

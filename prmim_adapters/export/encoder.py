@@ -158,6 +158,8 @@ def _encoder_weights(content: Any, checkpoint: str | Path, encoder: str) -> dict
     prefix = f'{encoder}.'
     weights = weights_of(content, checkpoint)
     weights = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+    # The light stage is the encoder's where that is the heavy network, and of no use without masks.
+    weights = {k: v for k, v in weights.items() if not k.startswith('partial.aggregators.')}
     if not weights:
         raise ValueError(f'{checkpoint} has no weights under {encoder!r}; name the encoder in it')
     return weights

@@ -11,7 +11,9 @@ out; they cost next to nothing. Encoder, target and loss are those of mmpretrain
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from math import isqrt
 from typing import Any
 
 import torch
@@ -79,14 +81,33 @@ class CrossAttentionDecoder(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         self.mask_token = nn.Parameter(torch.zeros(decoder_embed_dim))
-        positions = build_2d_sincos_position_embedding(int(num_patches**0.5), decoder_embed_dim)
-        self.register_buffer('positions', positions[0].float())
+        self.register_buffer('positions', torch.zeros(num_patches, decoder_embed_dim))
+        side = isqrt(num_patches)
+        if side**2 == num_patches:
+            self.lay_out((side, side))  # the algorithm knows the grid, and says it
         self.blocks = nn.ModuleList(
             CrossBlock(decoder_embed_dim, embed_dim, decoder_num_heads)
             for _ in range(decoder_depth)
         )
         self.norm = nn.LayerNorm(decoder_embed_dim)
         self.predict = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
+
+    def lay_out(self, grid: Sequence[int]) -> None:
+        """Fixed positions of a grid of (rows, columns).
+
+        Raises:
+            ValueError: it has another number of patches than ``num_patches``.
+        """
+        rows, columns = grid
+        if rows * columns != len(self.positions):
+            raise ValueError(
+                f'neck.num_patches={len(self.positions)}, but the backbone has {rows}x{columns} = '
+                f'{rows * columns} patches: set neck.num_patches={rows * columns}'
+            )
+        # Upstream lays them out column by column, which shows where rows and columns differ.
+        size = (columns, rows)
+        made = build_2d_sincos_position_embedding(size, self.positions.shape[1])
+        self.positions.copy_(made[0])
 
     def init_weights(self) -> None:
         """Initialize the mask token as MAE's decoder does."""
@@ -115,6 +136,7 @@ class CrossMAE(MAE):
     def __init__(self, *args: Any, predict_ratio: float = 0.25, **options: Any) -> None:
         super().__init__(*args, **options)
         self.predict_ratio = predict_ratio
+        self.neck.lay_out(self.backbone.patch_resolution)
 
     def loss(self, inputs: Tensor, data_samples: list | None, **kwargs: Any) -> dict[str, Tensor]:
         """Images (B, 3, H, W) -> mean loss of the predicted patches, ``dict(loss=...)``."""

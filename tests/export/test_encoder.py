@@ -299,3 +299,36 @@ def test_settings_beside_the_framework_and_scoped_names_are_read(tmp_path: Path)
     assert again == report
     for name, value in load_file(tmp_path / 'a.safetensors').items():
         assert torch.equal(value, load_file(tmp_path / 'b.safetensors')[name])
+
+
+@pytest.mark.parametrize('encoder', ['simmim vit', 'simmim swin', 'maskfeat'])
+def test_the_light_stage_of_an_encoder_that_is_the_heavy_network_stays_behind(
+    tmp_path: Path, encoder: str
+) -> None:
+    """Its weights stand under the encoder's name: ``backbone.partial.aggregators.*``."""
+    backbone = dict(BACKBONES[encoder])
+    loss = dict(type='PixelReconstructionLoss', criterion='L1', channel=3)
+    width, stride = (64, 32) if encoder == 'simmim swin' else (48, 16)
+    framework = dict(
+        type='SimMIM',
+        backbone=backbone,
+        neck=dict(type='SimMIMLinearDecoder', in_channels=width, encoder_stride=stride),
+        head=dict(type='SimMIMHead', patch_size=stride // 8 if stride == 32 else 16, loss=loss),
+    )
+    if encoder == 'maskfeat':
+        backbone.update(img_size=224)
+        framework.update(
+            type='MaskFeat',
+            neck=dict(type='LinearNeck', in_channels=48, out_channels=108, norm_cfg=None),
+            head=dict(type='MIMHead', loss=loss),
+            target_generator=dict(type='HOGGenerator', nbins=9, pool=8, gaussian_window=16),
+        )
+    model = MODELS.build(dict(type='PRMIM', framework=framework, throw_ratio=0.2))
+    weights = model.state_dict()
+    assert any(name.startswith('backbone.partial.') for name in weights)
+    text = f'model = {dict(type="PRMIM", framework=framework, throw_ratio=0.2)!r}'
+    torch.save(dict(state_dict=weights, meta=dict(cfg=text)), tmp_path / 'a.pth')
+    report = export_encoder(tmp_path / 'a.pth', tmp_path / 'a.safetensors')
+    assert report['difference'] < 5e-6
+    written = load_file(tmp_path / 'a.safetensors')
+    assert not any('partial' in name for name in written)

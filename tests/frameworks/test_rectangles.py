@@ -15,6 +15,7 @@ from prmim_adapters.accounting import make_batch
 from prmim_adapters.accounting.report import compare
 from prmim_adapters.accounting.variants import variants_of
 from prmim_adapters.adapters import partial_of
+from prmim_adapters.frameworks import cross_mae  # noqa: F401, registers CrossMAE
 from prmim_adapters.frameworks.rectangles import allow_rectangles
 
 register_all_modules()
@@ -36,7 +37,9 @@ def build(img_size, num_patches, head='MAEPretrainHead', **changes):
             decoder_depth=1,
             decoder_num_heads=3,
         ),
-        head=dict(
+        head=head
+        if isinstance(head, dict)
+        else dict(
             type=head,
             patch_size=16,
             norm_pix=True,
@@ -131,3 +134,77 @@ def test_a_patchify_of_a_users_own_stays():
     plain = build((64, 256), 64).head
     assert torch.equal(model.head.patchify(images), 2 * plain.patchify(images))
     assert torch.isfinite(model.loss(images, None)['loss'])
+
+
+class Tokenizer(torch.nn.Module):
+    """In the place of EVA's CLIP: features (B, 1 + L, 24) that depend on the position."""
+
+    def __init__(self, length):
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        self.register_buffer('features', torch.randn(1, 1 + length, 24, generator=generator))
+
+    def forward(self, images):
+        return self.features.expand(len(images), -1, -1), None
+
+
+def eva(img_size, num_patches):
+    model = build(
+        img_size,
+        num_patches,
+        type='EVA',
+        neck=dict(
+            type='MAEPretrainDecoder',
+            num_patches=num_patches,
+            embed_dim=48,
+            decoder_embed_dim=48,
+            decoder_depth=1,
+            decoder_num_heads=3,
+            predict_feature_dim=24,
+        ),
+        head=dict(
+            type='MIMHead', loss=dict(type='CosineSimilarityLoss', shift_factor=2, scale_factor=2)
+        ),
+    )
+    model.target_generator = Tokenizer(num_patches)
+    return model
+
+
+@pytest.mark.parametrize(('img_size', 'grid'), [((32, 128), (2, 8)), ((96, 32), (6, 2))])
+def test_eva_takes_rectangles(img_size, grid):
+    """At ratio 0 EVA's own loss; thrown tokens are compared with their own targets."""
+    model, images = eva(img_size, grid[0] * grid[1]), torch.randn(2, 3, *img_size)
+    expected = positions_by_hand(grid, 48)
+    torch.testing.assert_close(model.backbone.pos_embed[0, 1:], expected, rtol=0, atol=1e-5)
+    torch.manual_seed(0)
+    own = model.loss(images, None)['loss']
+    torch.manual_seed(0)
+    assert torch.equal(prmim.attach(model, 0.0).loss(images, None)['loss'], own)
+    prmim.attach(prmim.detach(model), 0.25)
+    assert partial_of(model).grid == grid
+    partitions, losses = [], []
+    partial_of(model).register_forward_hook(lambda _, args, made: partitions.append(made))
+    model.head.loss_module.register_forward_pre_hook(lambda _, args: losses.append(args))
+    model.loss(images, None)['loss'].backward()
+    features = model.target_generator.features[0, 1:]
+    assert torch.equal(losses[0][1], features[partitions[0].masked])
+
+
+def test_the_cross_attention_decoder_has_the_positions_of_the_grid():
+    neck = dict(
+        type='CrossAttentionDecoder',
+        patch_size=16,
+        embed_dim=48,
+        decoder_embed_dim=24,
+        decoder_depth=1,
+        decoder_num_heads=2,
+    )
+    for img_size, grid in (((32, 128), (2, 8)), ((96, 32), (6, 2)), (64, (4, 4))):
+        length = grid[0] * grid[1]
+        model = build(img_size, length, type='CrossMAE', neck=dict(neck, num_patches=length))
+        expected = positions_by_hand(grid, 24)
+        torch.testing.assert_close(model.neck.positions, expected, rtol=0, atol=1e-5)
+        images = torch.randn(2, 3, 16 * grid[0], 16 * grid[1])
+        assert model.loss(images, None)['loss'].isfinite()
+    with pytest.raises(ValueError, match=r'neck\.num_patches=16, .* 2x4 = 8 patches: set neck'):
+        build((32, 64), 8, type='CrossMAE', neck=dict(neck, num_patches=16))

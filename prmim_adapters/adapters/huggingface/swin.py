@@ -35,7 +35,7 @@ from ...packed.windows import WindowAttention
 from ..dense import dense_features, feature_map, fixed_positions
 from ..registry import ADAPTERS
 from ..seams import Seams
-from .vit import check_size, reweighted, saved_as_upstream
+from .vit import check_size, refuse_rectangles, reweighted, saved_as_upstream
 
 
 class PRSwinModel(SwinModel):
@@ -129,7 +129,13 @@ def _describe(block: Any, smallest: int, recompute: bool) -> SwinBlock:
     framework='transformers.models.swin.modeling_swin.SwinForMaskedImageModeling'
 )
 def swin(model: Any) -> Seams:
-    """Seam: the encoder."""
+    """Seam: the encoder.
+
+    Raises:
+        ValueError: an image size in two numbers, which upstream's loss divides as one.
+    """
+    if not isinstance(model.config.image_size, int):
+        refuse_rectangles(model)
     encoder = model.swin
     height, width = encoder.embeddings.patch_grid
     return Seams(

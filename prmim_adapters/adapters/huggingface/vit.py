@@ -206,12 +206,31 @@ def _grid(embeddings: Any) -> Grid:
     return patch_grid(tuple(patches.image_size), patch_size, where='config.image_size')
 
 
+def refuse_rectangles(model: Any) -> None:
+    """For a model whose own loss fails on such images.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    raise ValueError(
+        f'config.image_size={model.config.image_size!r}: the loss of {type(model).__name__} in '
+        'transformers takes square images only; set config.image_size to one number'
+    )
+
+
 @ADAPTERS.register_module(
     framework='transformers.models.vit_mae.modeling_vit_mae.ViTMAEForPreTraining'
 )
 def vit_mae(model: Any) -> Seams:
-    """Seam: the decoder."""
+    """Seam: the decoder.
+
+    Raises:
+        ValueError: images that are not square, which upstream's ``patchify`` refuses.
+    """
     embeddings = model.vit.embeddings
+    height, width = embeddings.patch_embeddings.image_size
+    if height != width and type(model).patchify is ViTMAEForPreTraining.patchify:
+        refuse_rectangles(model)
     length = embeddings.patch_embeddings.num_patches
     return Seams(
         host='decoder',
@@ -232,7 +251,13 @@ def vit_mae(model: Any) -> Seams:
     framework='transformers.models.vit.modeling_vit.ViTForMaskedImageModeling'
 )
 def vit(model: Any) -> Seams:
-    """Seam: what the encoder is given and what it returns."""
+    """Seam: what the encoder is given and what it returns.
+
+    Raises:
+        ValueError: an image size in two numbers, which upstream's loss divides as one.
+    """
+    if not isinstance(model.config.image_size, int):
+        refuse_rectangles(model)
     return Seams(
         host='vit',
         guests=('vit.embeddings', ''),

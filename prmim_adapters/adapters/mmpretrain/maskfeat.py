@@ -9,9 +9,11 @@ Modifications:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmpretrain.models import MIMHead
-from mmpretrain.models.selfsup.maskfeat import MaskFeat, MaskFeatViT
+from mmpretrain.models.selfsup.maskfeat import HOGGenerator, MaskFeat, MaskFeatViT
 from torch import Tensor
 
 from ...core import PartialReconstruction
@@ -19,6 +21,9 @@ from ..registry import ADAPTERS
 from ..seams import Seams
 from ..vit_encoder import embed_present
 from .mae import PRMIMHead
+
+#: Patches of a side that mmpretrain's HOG is cut into: ``HOGGenerator._reshape``.
+_HOG_SIDE = 14
 
 
 class PRMaskFeatViT(MaskFeatViT):
@@ -51,7 +56,12 @@ class PRMaskFeatViT(MaskFeatViT):
 
 @ADAPTERS.register_module(framework='mmpretrain.models.selfsup.maskfeat.MaskFeat')
 def maskfeat(model: MaskFeat) -> Seams:
-    """Seam: the encoder. ``MaskFeat`` itself needs no change, so it is not among the classes."""
+    """Seam: the encoder. ``MaskFeat`` itself needs no change, so it is not among the classes.
+
+    Raises:
+        ValueError: images that the target generator fails on.
+    """
+    _check_targets(model)
     return Seams(
         host='backbone',
         guests=('head',),
@@ -60,3 +70,22 @@ def maskfeat(model: MaskFeat) -> Seams:
         width=model.backbone.embed_dims,
         num_prefix=1,
     )
+
+
+def _check_targets(model: Any) -> None:
+    """mmpretrain's HOG has targets for 14 x 14 patches of three channels, whatever it is given."""
+    generator, (height, width) = model.target_generator, model.backbone.patch_resolution
+    if getattr(type(generator), '_reshape', None) is not HOGGenerator._reshape:
+        return
+    if (height, width) != (_HOG_SIDE, _HOG_SIDE):
+        raise ValueError(
+            f'HOGGenerator has targets for {_HOG_SIDE}x{_HOG_SIDE} patches, and the backbone has '
+            f'{height}x{width}: set img_size to {_HOG_SIDE} times patch_size, or use another '
+            'target_generator'
+        )
+    channels = model.backbone.patch_embed.projection.in_channels
+    if channels != generator.weight_x.shape[0]:
+        raise ValueError(
+            f'HOGGenerator takes images of {generator.weight_x.shape[0]} channels, and the backbone '
+            f'{channels}: use another target_generator'
+        )

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 import prmim_adapters as prmim
 from prmim_adapters.accounting import count_macs
+from prmim_adapters.adapters import partial_of
 from prmim_adapters.testing import seed_everything
 
 transformers = pytest.importorskip(
@@ -28,12 +29,11 @@ SMALL = dict(
 def vitmae(**options):
     torch.manual_seed(0)
     config = transformers.ViTMAEConfig(
-        **SMALL,
+        **(SMALL | options),
         decoder_hidden_size=32,
         decoder_num_hidden_layers=2,
         decoder_num_attention_heads=2,
         decoder_intermediate_size=64,
-        **options,
     )
     return transformers.ViTMAEForPreTraining(config).train()
 
@@ -239,3 +239,33 @@ def test_a_checkpoint_continues_by_from_pretrained_and_the_light_stage_by_its_na
     assert set(light) == {n for n in model.state_dict() if '.partial.' in n} != set()
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    'build',
+    [
+        lambda: vitmae(image_size=(16, 64), patch_size=8),
+        lambda: transformers.ViTForMaskedImageModeling(
+            transformers.ViTConfig(**(SMALL | dict(image_size=(16, 64))), encoder_stride=4)
+        ),
+        lambda: swin(image_size=(32, 64)),
+    ],
+)
+def test_rectangles_that_the_loss_of_transformers_fails_on_are_refused_at_attach(build):
+    model = build()
+    with pytest.raises(
+        ValueError, match=r'config\.image_size=.*64.*: the loss of .* square images'
+    ):
+        prmim.attach(model, 0.25)
+    assert not hasattr(model, 'partial')
+
+
+def test_a_users_patchify_may_take_rectangles():
+    class Mine(transformers.ViTMAEForPreTraining):
+        def patchify(self, pixel_values, interpolate_pos_encoding=False):
+            return super().patchify(pixel_values, interpolate_pos_encoding=True)
+
+    model = Mine(vitmae(image_size=(16, 64), patch_size=8).config)
+    prmim.attach(model, 0.25)
+    assert partial_of(model).grid == (2, 8)
+    model(torch.randn(2, 3, 16, 64)).loss.backward()

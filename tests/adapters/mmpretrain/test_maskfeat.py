@@ -18,23 +18,22 @@ from prmim_adapters.testing import recorded_partitions
 MASKED, THROWN = 78, 60
 
 
+def maskfeat(**backbone):
+    arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
+    backbone = dict(type='MaskFeatViT', arch=arch, img_size=112, patch_size=8) | backbone
+    return dict(
+        type='MaskFeat',
+        backbone=backbone,
+        neck=dict(type='LinearNeck', in_channels=16, out_channels=27, norm_cfg=None),
+        head=dict(type='MIMHead', loss=dict(type='PixelReconstructionLoss', criterion='L2')),
+        target_generator=dict(type='HOGGenerator', nbins=9, pool=8, gaussian_window=16),
+    )
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    model = MODELS.build(
-        dict(
-            type='MaskFeat',
-            backbone=dict(
-                type='MaskFeatViT',
-                arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32),
-                img_size=112,
-                patch_size=8,
-            ),
-            neck=dict(type='LinearNeck', in_channels=16, out_channels=27, norm_cfg=None),
-            head=dict(type='MIMHead', loss=dict(type='PixelReconstructionLoss', criterion='L2')),
-            target_generator=dict(type='HOGGenerator', nbins=9, pool=8, gaussian_window=16),
-        )
-    )
+    model = MODELS.build(maskfeat())
     model.init_weights()
     return model
 
@@ -128,3 +127,17 @@ def test_the_largest_ratio_keeps_one_token(model, batch):
     prmim.attach(model, throw_ratio=78 / 196)
     with pytest.raises(ValueError, match='78 masked tokens of 196, so 0 to 77 can be thrown'):
         model.loss(**batch)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(img_size=(64, 112)), r'targets for 14x14 patches, and the backbone has 8x14'),
+        (dict(img_size=64), r'the backbone has 8x8: set img_size to 14 times patch_size'),
+        (dict(patch_cfg=dict(in_channels=1)), 'takes images of 3 channels, and the backbone 1'),
+    ],
+)
+def test_images_that_the_targets_do_not_fit_are_refused(change, message):
+    model = MODELS.build(maskfeat(**change))
+    with pytest.raises(ValueError, match=message):
+        prmim.attach(model, 0.25)
