@@ -88,9 +88,13 @@ class TeacherEMA(CosineEMA):
         return int(self.steps)
 
 
-def _local(parameter: Tensor) -> Tensor:
+def _in_shards(parameter: Any) -> bool:
+    return hasattr(parameter, 'to_local')
+
+
+def _local(parameter: Any) -> Tensor:
     """The values, or this process's shard of them."""
-    return getattr(parameter, 'to_local', lambda: parameter)().detach()
+    return (parameter.to_local() if _in_shards(parameter) else parameter).detach()
 
 
 def _move_teacher(model: IBOT, *_: Any) -> None:
@@ -180,9 +184,10 @@ class IBOT(BaseSelfSupervisor):
             dict: 'loss_cls', 'loss_patch', and what is logged beside them.
         """
         if self.training and self._moves_in_loss:
-            if isinstance(self, FSDPModule):
+            if isinstance(self, FSDPModule) or any(map(_in_shards, self.teacher.parameters())):
                 raise RuntimeError(
-                    'IBOT in shards (fully_shard): call its move_teacher_first() after fully_shard'
+                    'IBOT in shards: call its move_teacher_first() after fully_shard(model), and '
+                    'call the model itself rather than its loss()'
                 )
             _move_teacher(self)
         steps = self.branches(inputs, data_samples)
