@@ -40,8 +40,10 @@ def frameworks_table() -> str:
     """Model classes and what of them is spared."""
     from prmim_adapters import ADAPTERS
 
-    lines = ['| model class | what sees fewer tokens |', '|---|---|']
-    lines += [f'| `{key}` | {ADAPTERS.summary(key)} |' for key in ADAPTERS._locations]
+    lines = ['| model class | of | what sees fewer tokens |', '|---|---|---|']
+    for key in ADAPTERS._locations:
+        package, name = key.split('.')[0], key.split('.')[-1]
+        lines.append(f'| `{name}` | `{package}` | {ADAPTERS.summary(key)} |')
     return '\n'.join(lines) + '\n'
 
 
