@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -13,10 +14,11 @@ from typing import Any
 
 from torch import nn
 
-from .. import __version__
+from .. import __version__, attach
 from .settings import read_literal
 
 NOT_RECORDED = 'not recorded'
+_OPTIONS = ('throw_ratio', 'sampler', 'aggregator')
 _LONGEST = 2**14
 
 
@@ -62,19 +64,13 @@ class Card:
         )
 
     def _rows(self, model: Any, cost: dict[str, Any]) -> dict[str, str]:
-        partial = isinstance(model, dict) and isinstance(model.get('framework'), dict)
-        framework = model['framework'] if partial else model
+        framework = model['framework'] if _is_attached(model) else model
         environment = _part(cost, 'environment')
-        original = NOT_RECORDED if model is None else 'none'
         return {
             'framework': _cell(_part(framework, 'type')),
             'encoder': f'{_cell(self.encoder)} of {_cell(Path(self.checkpoint).name)}',
             'config': _cell(self.meta.get('experiment_name')),
-            'throw ratio': _cell(_part(model, 'throw_ratio', 'the default'))
-            if partial
-            else original,
-            'sampler': _cell(_part(model, 'sampler', 'the default')) if partial else original,
-            'aggregator': _cell(_part(model, 'aggregator', 'the default')) if partial else original,
+            **{name.replace('_', ' '): _option(model, name) for name in _OPTIONS},
             'data': self._data(),
             'normalisation of images': self._normalisation(framework),
             'trained': self._length(),
@@ -121,6 +117,21 @@ class Card:
         return content if isinstance(content, dict) else {}
 
 
+def _is_attached(model: Any) -> bool:
+    """Whether settings of a model are those of ``PRMIM``."""
+    return isinstance(_part(model, 'framework'), dict)
+
+
+def _option(model: Any, name: str) -> str:
+    """An option of ``attach``."""
+    if not _is_attached(model):
+        return NOT_RECORDED if model is None else 'none: the original method'
+    if name in model:
+        return _cell(model[name]) if model[name] is not None else '`None`'
+    default = inspect.signature(attach).parameters[name].default
+    return f'the default, {_cell(default)} in prmim_adapters {__version__}'
+
+
 def _saved(cost: dict[str, Any]) -> str:
     """Forward GMACs per image, as CostHook counted them."""
     try:
@@ -136,7 +147,8 @@ def _versions(meta: Mapping[Any, Any], environment: Any) -> str:
     packages = _part(environment, 'packages')
     found = dict(packages) if isinstance(packages, dict) else {}
     if 'mmengine' not in found and meta.get('mmengine_version') is not None:
-        found['mmengine'] = meta['mmengine_version']
+        # mmengine appends the commit of the working folder, whatever that is of.
+        found['mmengine'] = re.sub(r'[0-9a-f]{40}$', '', str(meta['mmengine_version']))
     return ', '.join(f'{_plain(k)} {_plain(v)}' for k, v in found.items()) or NOT_RECORDED
 
 

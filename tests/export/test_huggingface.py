@@ -14,6 +14,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.utils import register_all_modules
 
 import prmim_adapters.openmmlab  # noqa: F401
+from prmim_adapters import __version__
 from prmim_adapters.commands.export import export
 from prmim_adapters.export import export_encoder, export_folder, huggingface
 from prmim_adapters.export.huggingface import write_folder
@@ -66,7 +67,7 @@ def save_checkpoint(path: Path, config: dict[str, Any], **rest: Any) -> Path:
     loader = dict(batch_size=64, dataset=dataset)
     text = f'model = {model!r}\ntrain_dataloader = {loader!r}\n'
     state = {f'backbone.{k}': v for k, v in random_backbone(config).state_dict().items()}
-    meta = dict(cfg=text, epoch=3, iter=120, seed=7, mmengine_version='0.10.7', **rest)
+    meta = dict(cfg=text, epoch=3, iter=120, seed=7, mmengine_version='0.10.7' + 'a1' * 20, **rest)
     torch.save(dict(state_dict=state, meta=meta), path)
     return path
 
@@ -156,7 +157,7 @@ def test_command_and_card(tmp_path: Path) -> None:
         '| encoder | `backbone` of `epoch_3.pth` |',
         '| throw ratio | `0.5` |',
         '| sampler | `grid` |',
-        '| aggregator | `the default` |',
+        f'| aggregator | the default, `cross_attention` in prmim_adapters {__version__} |',
         '| data | `CustomDataset` in `photos b ` |',
         '| trained | `3` epochs, `120` steps, `64` images per process |',
         '| versions | mmengine 0.10.7 |',
