@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ..adapters.registry import qualified
+from ..core.options import check_number, check_whole
 
 
 @MODELS.register_module()
@@ -135,7 +136,9 @@ class BatchCrop(nn.Module):
             raise ValueError(
                 f'interpolation {interpolation!r}: choose one of {", ".join(sorted(FILTERS))}'
             )
-        self.size, self.flip, self.interpolation = size, flip, interpolation
+        self.size = check_whole(f'{type(self).__name__}: size', size, 1)
+        self.flip = check_number(f'{type(self).__name__}: flip', flip, 0, 1)
+        self.interpolation = interpolation
 
     def boxes(self, count: int, height: int, width: int) -> Tensor:
         """(count, 4) float: top, left, height and width of every image's crop, in pixels."""
@@ -182,7 +185,9 @@ class BatchRandomResizedCrop(BatchCrop):
         **options: Any,
     ) -> None:
         super().__init__(size, **options)
-        self.scale, self.ratio, self.attempts = scale, ratio, attempts
+        self.scale = _range('BatchRandomResizedCrop: scale', scale)
+        self.ratio = _range('BatchRandomResizedCrop: ratio', ratio)
+        self.attempts = check_whole('BatchRandomResizedCrop: attempts', attempts, 1)
 
     def boxes(self, count: int, height: int, width: int) -> Tensor:
         """Crop boxes; see :class:`BatchCrop`."""
@@ -220,13 +225,23 @@ class BatchRandomCrop(BatchCrop):
 
     def __init__(self, size: int, padding: int = 4, flip: float = 0.5) -> None:
         super().__init__(size, flip=flip, interpolation='bilinear')
-        self.padding = padding
+        self.padding = check_whole('BatchRandomCrop: padding', padding, 0)
 
     def boxes(self, count: int, height: int, width: int) -> Tensor:
         """Crop boxes, partly outside the image; see :class:`BatchCrop`."""
         free = torch.tensor([height, width]) + 2 * self.padding - self.size + 1
         corner = (torch.rand(count, 2) * free).floor() - self.padding
         return torch.cat([corner, torch.full((count, 2), float(self.size))], dim=1)
+
+
+def _range(name: str, values: Any) -> tuple[float, float]:
+    """Two numbers above 0, in order."""
+    if not isinstance(values, (list, tuple)) or len(values) != 2:
+        raise TypeError(f'{name}={values!r}: expected the smallest and the largest')
+    low, high = (check_number(name, value, 1e-6) for value in values)
+    if low > high:
+        raise ValueError(f'{name}={values!r}: the first must not be larger than the second')
+    return low, high
 
 
 def _triangle(x: Tensor) -> Tensor:
@@ -281,7 +296,7 @@ def augmentation_class(config: dict[str, Any]) -> type[nn.Module]:
         ValueError: No such name.
     """
     own = {cls.__name__: cls for cls in (BatchRandomResizedCrop, BatchRandomCrop)}
-    found = kind = config['type']
+    found = kind = config.get('type')
     if isinstance(kind, str):
         found = own.get(kind) or getattr(v2, kind, None) or qualified(kind)
     if found is None:

@@ -21,6 +21,7 @@ from mmpretrain.registry import HOOKS
 from torch import nn
 
 from ..adapters import partial_of, set_throw_ratio
+from ..core.options import check_number, check_whole
 from .distributed import unwrapped
 
 KINDS = ('constant', 'step', 'cosine')
@@ -92,10 +93,12 @@ class ThrowRatioHook(Hook):
     ) -> None:
         if schedule not in KINDS:
             raise ValueError(f'ThrowRatioHook: schedule={schedule!r}; allowed: {", ".join(KINDS)}')
-        if levels < 2 or not 0 < at < 1:
-            raise ValueError(
-                f'ThrowRatioHook: levels={levels} must be at least 2, and at={at} between 0 and 1'
-            )
+        check_number('ThrowRatioHook: start', start)
+        if end is not None:
+            check_number('ThrowRatioHook: end', end)
+        check_whole('ThrowRatioHook: levels', levels, 2)
+        if not 0 < check_number('ThrowRatioHook: at', at) < 1:
+            raise ValueError(f'ThrowRatioHook: at={at} must be between 0 and 1')
         self.kind, self.start, self.end = schedule, start, end
         self.levels, self.at = levels, at
         self._schedule: RatioSchedule | None = None

@@ -317,3 +317,28 @@ def test_classifier_takes_the_same_images_as_from_files(folder):
 def test_mixing_of_images_is_refused():
     with pytest.raises(ValueError, match='DeviceAugment cannot mix images'):
         MODELS.build(dict(type='mmpretrain.DeviceAugment', batch_augments=dict(type='Mixup')))
+
+
+@pytest.mark.parametrize(
+    ('step', 'message'),
+    [
+        (dict(type='BatchRandomResizedCrop', size=0), 'BatchRandomResizedCrop: size=0 must be at'),
+        (dict(type='BatchRandomResizedCrop', size=(32, 32)), r'size=\(32, 32\) \(tuple\)'),
+        (dict(type='BatchRandomResizedCrop', size=32, scale=(1.0, 0.2)), 'the first must not be'),
+        (dict(type='BatchRandomResizedCrop', size=32, scale=0.5), 'expected the smallest and the'),
+        (dict(type='BatchRandomResizedCrop', size=32, ratio=(0, 1)), 'ratio=0: must be between'),
+        (dict(type='BatchRandomResizedCrop', size=32, flip=2), 'flip=2: must be between 0 and 1'),
+        (dict(type='BatchRandomCrop', size=32, padding=-1), 'padding=-1 must be at least 0'),
+        (dict(size=32), 'augmentation None: choose'),
+    ],
+)
+def test_augmentations_are_checked_when_they_are_built(step, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        MODELS.build(dict(type='mmpretrain.DeviceAugment', augment=[step]))
+
+
+def test_an_augmentation_is_found_by_its_qualified_name_too():
+    """As mmengine writes a class of a pure-Python config."""
+    step = dict(type='torchvision.transforms.v2.RandomHorizontalFlip', p=1.0)
+    made = MODELS.build(dict(type='mmpretrain.DeviceAugment', augment=[step]))
+    assert isinstance(made.augment[0], v2.RandomHorizontalFlip)

@@ -144,11 +144,13 @@ def test_without_an_end_the_average_is_the_models_ratio(options, end):
     [
         (dict(schedule='linear', start=0.5), "schedule='linear'; allowed: constant, step, cosine"),
         (dict(start=0.5, levels=1), 'levels=1 must be at least 2'),
-        (dict(schedule='step', start=0.5, at=1.0), 'at=1.0 between 0 and 1'),
+        (dict(schedule='step', start=0.5, at=1.0), 'at=1.0 must be between 0 and 1'),
+        (dict(start=0.6, end='0.2'), r"ThrowRatioHook: end='0.2' \(str\): expected a number"),
+        (dict(start=0.5, levels=2.5), 'ThrowRatioHook: levels=2.5'),
     ],
 )
 def test_mistakes_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         ThrowRatioHook(**options)
 
 
