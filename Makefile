@@ -32,7 +32,7 @@ pretrain: $(environment) data/demo/done
 	mim train mmpretrain $(CONFIG) --work-dir $(WORK)
 	prmim cost $(CONFIG)
 	prmim show $(CONFIG) $$(cat $(WORK)/last_checkpoint) data/demo/val/*/128_*.png \
-		--out $(WORK)/reconstruction.png
+		--out $(WORK)/reconstruction.png --force
 
 test: $(environment)
 	python -m pytest -n 2

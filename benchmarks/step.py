@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / 'results'
 
 @click.command()
 @click.argument('config')
-@click.option('--ratio', default=0.5, show_default=True)
+@click.option('--throw-ratio', 'ratio', default=0.5, show_default=True)
 @click.option('--batch-size', default=8, show_default=True)
 @click.option('--steps', default=10, show_default=True)
 @click.option('--warmup', default=2, show_default=True)

@@ -3,14 +3,53 @@
 
 from __future__ import annotations
 
+import difflib
 import pkgutil
+import shutil
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from . import __version__, commands
+from .errors import Mistake
 from .extras import MissingExtraError
+
+
+class OneLineError(click.ClickException):
+    """An error as one line, without the usage; wrapped at words on a terminal only."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(' '.join(message.split()))
+        self.exit_code = exit_code  # type: ignore[misc]
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print it to standard error."""
+        text = f'Error: {self.message}'
+        if sys.stderr.isatty():
+            width = shutil.get_terminal_size().columns
+            text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+            text = click.style('Error:', fg='red', bold=True) + text.removeprefix('Error:')
+        click.echo(text, file=file, err=file is None)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except getattr(click.exceptions, 'NoArgsIsHelpError', ()):
+        raise  # shows the help
+    except click.ClickException as error:
+        text = error.format_message()
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            stop = '' if text.endswith(('.', '?')) else '.'
+            text = f'{text}{stop} See {error.ctx.command_path} --help'
+        raise OneLineError(text, error.exit_code) from error
 
 
 class Commands(click.Group):
@@ -32,12 +71,39 @@ class Commands(click.Group):
             if isinstance(value, click.Command) and value.name == cmd_name
         )
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Click's, and the nearest command where there is none of that name."""
+        name = args[0]
+        if not name.startswith('-') and self.get_command(ctx, name) is None:
+            names = self.list_commands(ctx)
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"Did you mean '{near[0]}'?" if near else f'Commands: {", ".join(names)}.'
+            ctx.fail(f"No such command '{name}'. {hint}")
+        return super().resolve_command(ctx, args)
+
+    def make_context(
+        self, info_name: str | None, args: list[str], *rest: Any, **extra: Any
+    ) -> click.Context:
+        """Click's, with errors of one line."""
+        with _in_one_line():
+            return super().make_context(info_name, args, *rest, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; one that needs an extra says which."""
-        try:
-            return super().invoke(ctx)
-        except MissingExtraError as error:
-            raise click.UsageError(f'prmim {ctx.invoked_subcommand}: {error}') from None
+        """Click's, with errors of one line and without the warnings of what is imported.
+
+        A command that needs an extra says which.
+
+        ``python -W`` and ``PYTHONWARNINGS`` bring those back.
+        """
+        with _in_one_line(), warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter('ignore')
+            try:
+                return super().invoke(ctx)
+            except MissingExtraError as error:
+                raise Mistake(f'prmim {ctx.invoked_subcommand}: {error}') from None
 
 
 @click.command(cls=Commands, context_settings={'help_option_names': ['-h', '--help']})

@@ -8,11 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
+
 from .extras import MissingExtraError
 
 PACKAGE = Path(__file__).parent
 #: What this package raises with a message for the user.
 _OURS = (KeyError, MissingExtraError, OSError, RuntimeError, TypeError, ValueError)
+
+
+class Mistake(click.ClickException):
+    """In a command: something that the user gave cannot be used; ends it with code 2."""
+
+    exit_code = 2
 
 
 def described(error: BaseException) -> str:
@@ -30,17 +38,27 @@ def described(error: BaseException) -> str:
     return f'{place}: {message or last.line}'
 
 
-@contextmanager
-def shown_without_traceback() -> Iterator[None]:
-    """In a command: an error ends it with its description."""
-    import click
+def is_mistake(error: BaseException) -> bool:
+    """Whether the user can mend it: this package says so, or the system names the file at fault."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, _OURS) and bool(frames) and _is_plain(error, frames[-1])
 
+
+@contextmanager
+def shown_without_traceback(file: str | None = None) -> Iterator[None]:
+    """In a command: an error ends it with its description; code 2 for a mistake, else 1.
+
+    Args:
+        file: what the command works on; named where the description does not.
+    """
     try:
         yield
-    except (click.ClickException, click.exceptions.Exit, click.Abort):
-        raise
+    except (click.ClickException, click.exceptions.Exit, click.Abort, MissingExtraError):
+        raise  # the last one is said by the command line, with the command's name
     except Exception as error:
-        raise click.ClickException(described(error)) from error
+        text = described(error)
+        kind = Mistake if is_mistake(error) else click.ClickException
+        raise kind(text if file is None or file in text else f'{file}: {text}') from error
 
 
 def _message(error: BaseException) -> str:

@@ -86,7 +86,7 @@ def test_show_and_export(work: Path) -> None:
     picture, encoder = work / 'picture.png', work / 'encoder.safetensors'
     shown = CliRunner().invoke(main, ['show', str(DEMO), checkpoint, tile, '--out', str(picture)])
     # The trained decoder has one layer, the config four: said so, and nothing is drawn.
-    assert shown.exit_code == 1
+    assert shown.exit_code == 2
     assert 'is not a checkpoint of' in shown.output
     config = Config.fromfile(DEMO)
     config.merge_from_dict(SMALL)
@@ -95,7 +95,7 @@ def test_show_and_export(work: Path) -> None:
         main, ['show', str(work / 'small.py'), checkpoint, tile, '--out', str(picture)]
     )
     assert shown.exit_code == 0, shown.output
-    assert Image.open(picture).size == (4 * 198 + 6, 198 + 6 + 22)
+    assert Image.open(picture).size == (5 * 198 + 6, 22 + 198 + 6 + 26)  # one line of legend
 
     exported = CliRunner().invoke(main, ['export', checkpoint, str(encoder)])
     assert exported.exit_code == 0, exported.output

@@ -71,7 +71,7 @@ def test_a_command_says_which(tmp_path: Path) -> None:
     commands = {
         'cost x.py': 'openmmlab',
         'bench x.py': 'openmmlab',
-        'show x.py y.pth file': 'openmmlab',
+        'show x.py file file': 'openmmlab',
         'export file out.safetensors': 'openmmlab,export',
         'sweep file': 'openmmlab,sweep',
     }

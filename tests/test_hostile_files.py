@@ -255,7 +255,7 @@ def refused(command: Any, *arguments: Any) -> str:
     """The message of a command that ends with one."""
     result = CliRunner().invoke(command, [str(a) for a in arguments])
     assert isinstance(result.exception, SystemExit), result.exception  # no traceback
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     return result.output
 
 

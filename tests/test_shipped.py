@@ -21,11 +21,12 @@ def prmim(*arguments: object) -> Result:
 
 def test_list() -> None:
     lines = prmim().output.splitlines()
-    names = [line.split()[0] for line in lines[:-1]]
+    rows = [line for line in lines[2:] if line.startswith('|')]
+    names = [row.split()[1] for row in rows]
     assert {'mae_prmim_vitb.py', '_demo_/mae_prmim_demo.py'} <= set(names)
     assert not any(name.startswith('_base_') for name in names)
-    mae = next(line for line in lines if line.startswith('mae_prmim_vitb.py'))
-    assert mae.endswith("MAE ViT-B/16 with half of the patches thrown, on mmpretrain's own recipe.")
+    mae = next(row for row in rows if row.startswith('| mae_prmim_vitb.py |'))
+    assert "MAE ViT-B/16 with half of the patches thrown, on mmpretrain's own recipe." in mae
     found = json.loads(prmim('--json').output)
     assert list(found) == names
     assert all(entry['summary'] for entry in found.values())

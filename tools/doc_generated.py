@@ -97,7 +97,8 @@ def documented_object(*names: str) -> tuple[Callable[..., Any], tuple[str, ...]]
 
         import prmim_adapters.accounting.cost_hook
         import prmim_adapters.sweep.evaluation
-        import prmim_adapters.sweep.pairing  # noqa: F401
+        import prmim_adapters.sweep.pairing
+        import prmim_adapters.visualization.reconstruction_hook  # noqa: F401
 
         found = getattr(mmpretrain.registry, registry).get(name)
     if found is None:

@@ -18,6 +18,7 @@ from mmengine.dataset import default_collate
 from torch import Tensor, nn
 
 from ..core.seeding import seeded
+from ..openmmlab.config_files import building
 from ..openmmlab.models import (
     build_model,
     input_channels,
@@ -66,7 +67,9 @@ def make_batch(
         with seeded(seed):
             model = build_model(config)
     with scope_of(config), seeded(seed):
-        pipeline, channels = _compose(steps), input_channels(model)
+        with building(config, 'its training pipeline'):
+            pipeline = _compose(steps)
+        channels = input_channels(model)
         samples = [_made(pipeline, _raw_sample(i, channels)) for i in range(batch_size)]
         return model.data_preprocessor(default_collate(samples), True)
 

@@ -14,7 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.seeding import seeded
+from ..openmmlab.image_size import both_sizes_named
 from ..openmmlab.models import load_config, own_ratio
+from ..progress import track
+from ..tables import Table
 from .batch import make_batch, repeated
 from .data import DataCost
 from .environment import environment
@@ -134,8 +137,8 @@ class BenchReport:
             return None
         return subject.times.processor_ratio_to(self.measured[0].times)
 
-    def markdown(self) -> str:
-        """A table with one line for each subject, and where it was measured."""
+    def table(self) -> Table:
+        """One line for each subject; where it was measured above, what images cost below."""
         timing, where = self.settings.timing, self.environment
         title = (
             f'{self.name}, batch {self.settings.batch_size}, {timing.precision}, '
@@ -144,26 +147,27 @@ class BenchReport:
             f'{where["threads"]} threads, torch {where["packages"]["torch"]}'
         )
         head = ['', 'step ms', 'spread', 'img/s', 'time', 'CPU time', 'peak MB', 'memory']
-        rows = [_row(head), '|' + '---|' * len(head), *map(self._row, self.measured)]
         speeds = {subject.label: self._speed(subject) for subject in self.measured}
         data = self.data.markdown(speeds) if self.data else 'Data: not measured.'
-        return f'{title}\n\n' + '\n'.join(rows) + f'\n\n{data}'
+        return Table(head, [self._cells(subject) for subject in self.measured], title, data)
 
-    def _row(self, subject: Measured) -> str:
+    def markdown(self) -> str:
+        """The table."""
+        return self.table().markdown()
+
+    def _cells(self, subject: Measured) -> list[str]:
         peak = subject.memory.peak if subject.memory else None
         ratio = self.memory_ratio(subject)
-        return _row(
-            [
-                subject.label,
-                f'{subject.times.median * 1e3:.1f}',
-                f'{subject.times.spread:.1%}',
-                f'{self.images_per_second(subject):.1f}',
-                f'{subject.times.ratio_to(self.measured[0].times):.3f}',
-                _ratio(self._processor_ratio(subject)),
-                'not measured' if peak is None else f'{peak / 1e6:.0f}',
-                _ratio(ratio),
-            ]
-        )
+        return [
+            subject.label,
+            f'{subject.times.median * 1e3:.1f}',
+            f'{subject.times.spread:.1%}',
+            f'{self.images_per_second(subject):.1f}',
+            f'{subject.times.ratio_to(self.measured[0].times):.3f}',
+            _ratio(self._processor_ratio(subject)),
+            'not measured' if peak is None else f'{peak / 1e6:.0f}',
+            _ratio(ratio),
+        ]
 
 
 def config_subjects(config: str, ratios: Sequence[float] = ()) -> list[Subject]:
@@ -232,7 +236,7 @@ def with_peaks(
     torch.cuda.empty_cache()  # what the timed models held is for those to come
     peaks = [
         peak_memory(s.build, batch, settings.timing, settings.kind, optimizer, settings.threads)
-        for s in subjects
+        for s in track(subjects, lambda subject: f'memory of {subject.label}')
     ]
     measured = [replace(m, memory=peak) for m, peak in zip(report.measured, peaks, strict=True)]
     return replace(report, measured=measured)
@@ -252,11 +256,13 @@ def _time(
     if settings.processes > 1:
         wrap = DistributedDataParallel
     steps = []
-    for subject in subjects:
+    for subject in track(subjects, lambda subject: f'building {subject.label}'):
         with seeded(0):
             model = subject.build().to(device)
-            steps.append(training_step(model, batch(model), settings.timing, optimizer, wrap))
-    return time_interleaved(steps, settings.timing, device), environment(device)
+            images = batch(model)
+            steps.append(training_step(model, images, settings.timing, optimizer, wrap))
+    with both_sizes_named(model, images['inputs']):
+        return time_interleaved(steps, settings.timing, device), environment(device)
 
 
 def _time_distributed(*arguments: Any) -> tuple[list[Times], dict[str, Any]]:
@@ -296,7 +302,3 @@ def _free_port() -> int:
 
 def _ratio(value: float | None) -> str:
     return 'not measured' if value is None else f'{value:.3f}'
-
-
-def _row(cells: Sequence[str]) -> str:
-    return '| ' + ' | '.join(cells) + ' |'

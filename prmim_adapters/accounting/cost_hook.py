@@ -22,6 +22,7 @@ from ..core.seeding import seeded
 from ..errors import described
 from ..openmmlab.distributed import unwrapped
 from ..openmmlab.fully_shard import is_sharded
+from ..openmmlab.image_size import both_sizes_named
 from ..openmmlab.models import build_model
 from ..openmmlab.throw_ratio import ratio_hook
 from .batch import first_batch
@@ -83,7 +84,7 @@ class CostHook(Hook):
         except UndercountError as error:  # no number rather than a wrong one; training is not hurt
             runner.logger.warning(f'Cost of a training step: not counted. {error}')
             return
-        runner.logger.info(f'Cost of a training step\n\n{report.markdown()}\n\n{report.notes}')
+        runner.logger.info(f'Cost of a training step\n\n{report.markdown()}')
         found = report.to_dict() | dict(environment=environment())
         if ratio_hook(runner.hooks) is not None:
             count = partial(self._macs, batch=batch)
@@ -132,7 +133,11 @@ def validate(model: nn.Module, batch: dict[str, Any]) -> None:
             ratio, or the loss is not finite.
     """
     try:
-        with torch.no_grad(), scratch(model, batch) as (path, views):
+        with (
+            torch.no_grad(),
+            scratch(model, batch) as (path, views),
+            both_sizes_named(model, batch['inputs']),
+        ):
             loss = float(path(*views))
     except Exception as error:
         reason = described(error)

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..core.seeding import seeded
+from ..progress import step
+from ..tables import Table
 from .batch import repeated
 from .bench import Settings, Subject
 from .environment import environment
@@ -90,27 +92,29 @@ class LargestReport:
             entry['ratio'] = self._ratio(found)
         return data
 
-    def markdown(self) -> str:
+    def table(self) -> Table:
         """One line for each subject."""
         counted = ', counted' if self.settings.kind == 'cpu' else ''
-        lines = [
+        title = (
             f'{self.name}, {self.settings.timing.precision}, {self.environment["device"]}, '
-            f'{self.capacity / 1e9:.1f} GB{counted}',
-            '',
-            '|  | largest batch | against the first | peak MB | smallest that did not fit |',
-            '| --- | --- | --- | --- | --- |',
+            f'{self.capacity / 1e9:.1f} GB{counted}'
+        )
+        head = ['', 'largest batch', 'against the first', 'peak MB', 'smallest that did not fit']
+        return Table(head, [self._cells(found) for found in self.found], title)
+
+    def markdown(self) -> str:
+        """The table."""
+        return self.table().markdown()
+
+    def _cells(self, found: LargestBatch) -> list[str]:
+        best, refused, ratio = found.best, found.refused, self._ratio(found)
+        return [
+            found.label,
+            str(best.batch_size) if best else 'none',
+            f'{ratio:.2f}' if ratio else '-',
+            f'{best.peak / 1e6:.0f}' if best and best.peak else '-',
+            f'{refused.batch_size} ({refused.reason})' if refused else 'not looked for',
         ]
-        for found in self.found:
-            best, refused, ratio = found.best, found.refused, self._ratio(found)
-            cells = [
-                found.label,
-                str(best.batch_size) if best else 'none',
-                f'{ratio:.2f}' if ratio else '-',
-                f'{best.peak / 1e6:.0f}' if best and best.peak else '-',
-                f'{refused.batch_size} ({refused.reason})' if refused else 'not looked for',
-            ]
-            lines.append('| ' + ' | '.join(cells) + ' |')
-        return '\n'.join(lines)
 
     def _ratio(self, found: LargestBatch) -> float | None:
         first = self.found[0].best
@@ -221,6 +225,7 @@ def _search_subject(
         return _peak(model, repeated(images, size), settings, optimizer, capacity)
 
     def attempt(size: int) -> Trial:
+        step(f'{subject.label}: batch {size}')
         try:
             return Trial(size, peak(size))
         except RuntimeError as error:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import ADAPTERS, is_attached
+from ..openmmlab.image_size import both_sizes_named
+from ..progress import track
+from ..tables import Table
 from .closed_form import predicted_saving
 from .flops import MacCount, branch_macs, count_macs, how_counted, training_macs
 from .loss_path import Batch, num_images
@@ -140,26 +143,27 @@ class CostReport:
             entry['closed_form_error'] = self.closed_form_error(cost)
         return data
 
-    def markdown(self) -> str:
-        """A table: figures in rows, variants in columns."""
-        lines = [
-            _row('', *(cost.label for cost in self.costs)),
-            '|' + '---|' * (len(self.costs) + 1),
-            *self._rows(),
-        ]
+    def table(self) -> Table:
+        """Figures in rows, variants in columns."""
         size = 'x'.join(map(str, self.inputs))
-        return f'{self.model}, {size}, batch {self.batch_size}\n\n' + '\n'.join(lines)
+        title = f'{self.model}, {size}, batch {self.batch_size}'
+        headers = ['', *(cost.label for cost in self.costs)]
+        return Table(headers, self._rows(), title, self.notes)
 
-    def _rows(self) -> list[str]:
+    def markdown(self) -> str:
+        """The table, and below it what is counted."""
+        return self.table().markdown()
+
+    def _rows(self) -> list[list[str]]:
         rows = [self._figures('forward GMACs', lambda c: c.forward, 1e9)]
         for name in self._children('forward_by_module'):
-            rows.append(self._parts(f'&nbsp; {name}', 'forward_by_module', name))
-        rows.append(self._figures('&nbsp; light stage', lambda c: c.aggregation, 1e9, 4, False))
+            rows.append(self._parts('forward_by_module', name))
+        rows.append(self._figures('- light stage', lambda c: c.aggregation, 1e9, 4, False))
         for name in self._children('branches'):
             rows.append(self._branch(name))
         rows.append(self._figures('training GMACs', lambda c: c.training, 1e9))
         for name in self._children('training_by_module'):
-            rows.append(self._parts(f'&nbsp; {name}', 'training_by_module', name))
+            rows.append(self._parts('training_by_module', name))
         rows += [
             self._figures('activations MB, fused', lambda c: c.activations_fused, 1e6, 1),
             self._figures('activations MB, explicit', lambda c: c.activations_explicit, 1e6, 1),
@@ -167,7 +171,7 @@ class CostReport:
             self._figures('optimizer MB', lambda c: c.optimizer, 1e6, 1, False),
             self._closed_form(),
         ]
-        return [row for row in rows if row]
+        return [row for row in rows if any(row[1:])]
 
     def _children(self, attribute: str) -> list[str]:
         names: dict[str, None] = {}
@@ -175,11 +179,11 @@ class CostReport:
             names |= dict.fromkeys(getattr(cost, attribute))
         return list(names)
 
-    def _parts(self, title: str, attribute: str, name: str) -> str:
-        return self._figures(title, lambda c: getattr(c, attribute).get(name), 1e9, 3, False)
+    def _parts(self, attribute: str, name: str) -> list[str]:
+        return self._figures(f'- {name}', lambda c: getattr(c, attribute).get(name), 1e9, 3, False)
 
-    def _branch(self, name: str) -> str:
-        title = f'&nbsp; pass: {name.replace("_", " ")}'
+    def _branch(self, name: str) -> list[str]:
+        title = f'- pass: {name.replace("_", " ")}'
         return self._figures(title, lambda c: c.branches.get(name), 1e9)
 
     def _figures(
@@ -189,7 +193,7 @@ class CostReport:
         unit: float,
         digits: int = 3,
         savings: bool = True,
-    ) -> str:
+    ) -> list[str]:
         cells = []
         for cost in self.costs:
             value, saving = figure(cost), self.saving(cost, figure)
@@ -197,9 +201,9 @@ class CostReport:
             if savings and cost is not self.costs[0] and saving is not None:
                 text += f' ({-saving:+.1%})'
             cells.append(text)
-        return _row(title, *cells) if any(cells) else ''
+        return [title, *cells]
 
-    def _closed_form(self) -> str:
+    def _closed_form(self) -> list[str]:
         cells = []
         for cost in self.costs:
             error = self.closed_form_error(cost)
@@ -208,7 +212,7 @@ class CostReport:
                 continue
             mark = '' if abs(error) <= 0.01 else ' **differs**'
             cells.append(f'{-(cost.predicted_saving or 0) / 1e9:.3f}, off {error:+.2%}{mark}')
-        return _row('closed form, GMACs', *cells) if any(cells) else ''
+        return ['closed form, GMACs', *cells]
 
 
 def compare(
@@ -219,12 +223,17 @@ def compare(
     first = inputs if hasattr(inputs, 'shape') else inputs[0]
     framework = type(variants[0].model)
     plain = any(variant.name == PLAIN for variant in variants)
+    with both_sizes_named(variants[0].model, inputs):
+        costs = [
+            cost_of(variant, batch, optimizer, full=full)
+            for variant in track(variants, lambda variant: f'counting {variant.label}')
+        ]
     return CostReport(
         model=framework.__name__,
         framework=ADAPTERS.find(framework) or f'{framework.__module__}.{framework.__qualname__}',
         inputs=tuple(first.shape[1:]),
         batch_size=num_images(batch),
-        costs=[cost_of(variant, batch, optimizer, full=full) for variant in variants],
+        costs=costs,
         notes=' '.join(filter(None, (NOT_COUNTED, '' if plain else NO_PLAIN, how_counted()))),
     )
 
@@ -260,7 +269,3 @@ def plot(report: CostReport, path: str | Path) -> None:
 
 def _ratio(cost: Cost) -> float:
     return cost.throw_ratio
-
-
-def _row(*cells: str) -> str:
-    return '| ' + ' | '.join(cells) + ' |'

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..progress import track
 from .loss_path import Batch, LossPath
 
 PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16}
@@ -146,7 +147,8 @@ def time_interleaved(
     """
     seconds: list[list[float]] = [[] for _ in steps]
     processor: list[list[float]] = [[] for _ in steps]
-    for turn in range(timing.warmup + timing.steps):
+    rounds = range(timing.warmup + timing.steps)
+    for turn in track(rounds, lambda n: 'timing' if n >= timing.warmup else 'warming up'):
         for offset in range(len(steps)):
             index = (turn + offset) % len(steps)
             _wait(device)

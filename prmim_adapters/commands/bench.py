@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import click
 
-from ._output import check_output
+from ..errors import shown_without_traceback
+from ..progress import step
+from ._options import check_output, force_, formats, throw_ratios, write_text, written
 from ._source import chosen
+from ._terminal import print_tables, working
 
 
 @click.command('bench')
 @click.argument('config')
-@click.option('--ratio', 'ratios', type=float, multiple=True, help='Throw ratio; may be repeated.')
+@throw_ratios
 @click.option('--batch-size', default=8, show_default=True, type=click.IntRange(min=1))
 @click.option('--steps', default=10, show_default=True, type=click.IntRange(min=3))
 @click.option('--warmup', default=2, show_default=True, type=click.IntRange(min=0))
@@ -42,8 +45,9 @@ from ._source import chosen
     '--memory-limit', type=click.FloatRange(min=0, min_open=True), metavar='GB',
     help='For --largest-batch: 1e9 bytes that may be used; on the CPU needed, and counted against.',
 )  # fmt: skip
-@click.option('--json', 'as_json', is_flag=True, help='Print JSON instead of a markdown table.')
-@click.option('--out', type=click.Path(dir_okay=False), help='Also write the JSON to this file.')
+@formats
+@written('--out', 'Also write the JSON to this file.')
+@force_
 def bench(
     config: str,
     ratios: tuple[float, ...],
@@ -61,7 +65,9 @@ def bench(
     largest_batch: bool,
     memory_limit: float | None,
     as_json: bool,
+    as_markdown: bool,
     out: str | None,
+    force: bool,
 ) -> None:
     """Time training steps of the framework, plain partial reconstruction and PR-MIM, interleaved.
 
@@ -69,21 +75,17 @@ def bench(
     medians over --steps rounds after --warmup, ratios within rounds. Peak memory is that of each
     model by itself. CONFIG as in `prmim cost`.
     """
-    from dataclasses import replace
-
-    from ..accounting import bench as measuring
-    from ..accounting.data import data_cost
-    from ..accounting.largest import LargestReport, largest_batches
-    from ..accounting.sources import ConfigSource
-    from ..accounting.throughput import Timing
-    from ..errors import shown_without_traceback
-
-    if out:
-        check_output(out, [config])
+    check_output(out, [config], force)
     if memory_limit and not largest_batch:
         raise click.UsageError('--memory-limit is for --largest-batch')
-    timing = Timing(steps, warmup, precision, compiled, attention)
-    with shown_without_traceback():
+    with shown_without_traceback(config), working(f'loading {config}', ticking=False):
+        from ..accounting import bench as measuring
+        from ..accounting.data import data_cost
+        from ..accounting.largest import LargestReport, largest_batches
+        from ..accounting.sources import ConfigSource
+        from ..accounting.throughput import Timing
+
+        timing = Timing(steps, warmup, precision, compiled, attention)
         source = chosen(config)
         if data and not isinstance(source, ConfigSource):
             raise click.UsageError('--data is for configs, which say how images are read')
@@ -97,11 +99,14 @@ def bench(
             limit = memory_limit and memory_limit * 1e9
             report = largest_batches(name, subjects, batch, settings, optimizer, limit)
         else:
+            step('reading images')
             cost = data_cost(config, batch_size) if data else None
             report = measuring.measure(name, subjects, batch, settings, optimizer)
             report = replace(report, data=cost)
     text = json.dumps(report.to_dict(), indent=2)
-    click.echo(text if as_json else report.markdown())
+    if as_json:
+        click.echo(text)
+    else:
+        print_tables([report.table()], as_markdown)
     if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(text + '\n')
+        write_text(out, text + '\n')

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import click
 
+from ..errors import shown_without_traceback
+from ..tables import Table
+from ._options import force_, formats
+from ._terminal import print_tables
+
 
 @click.command('configs')
 @click.option('--copy', 'name', metavar='NAME', help='Copy this one, with what it inherits from.')
@@ -15,9 +20,9 @@ import click
     '--out', default='configs', show_default=True, type=click.Path(file_okay=False, path_type=Path),
     help='Folder for --copy.',
 )  # fmt: skip
-@click.option('--force', is_flag=True, help='Replace a config of that name in --out.')
-@click.option('--json', 'as_json', is_flag=True, help='Print JSON instead of text.')
-def configs(name: str | None, out: Path, force: bool, as_json: bool) -> None:
+@force_
+@formats
+def configs(name: str | None, out: Path, force: bool, as_json: bool, as_markdown: bool) -> None:
     """List the configs of this package, or copy one for a start of your own.
 
     Each is trained as it is by `mim train prmim-adapters NAME` (in a checkout by `mim train
@@ -25,7 +30,6 @@ def configs(name: str | None, out: Path, force: bool, as_json: bool) -> None:
     of this package below --out, where its `_base_` finds them.
     """
     from .. import shipped
-    from ..errors import shown_without_traceback
 
     if name is not None:
         with shown_without_traceback():
@@ -40,7 +44,6 @@ def configs(name: str | None, out: Path, force: bool, as_json: bool) -> None:
         entries = {key: dict(path=str(p), summary=shipped.summary(p)) for key, p in found.items()}
         click.echo(json.dumps(entries, indent=2))
         return
-    width = max(map(len, found))
-    for key, path in found.items():
-        click.echo(f'{key:{width}}  {shipped.summary(path)}')
-    click.echo(f'Specs for prmim sweep: {shipped.shipped("sweeps")}')
+    rows = [[key, shipped.summary(path)] for key, path in found.items()]
+    notes = f'Specs for prmim sweep: {shipped.shipped("sweeps")}'
+    print_tables([Table(['config', 'trains'], rows, notes=notes, words=True)], as_markdown)

@@ -8,21 +8,37 @@ from pathlib import Path
 
 import click
 
-from ._output import check_output
+from ..errors import shown_without_traceback
+from ._options import (
+    check_output,
+    check_picture,
+    force_,
+    formats,
+    throw_ratios,
+    write_text,
+    written,
+)
 from ._source import chosen
+from ._terminal import print_tables, working
 
 
 @click.command('cost')
 @click.argument('config')
-@click.option(
-    '--ratio', 'ratios', type=float, multiple=True,
-    help="Throw ratio; may be repeated. The config's own one by default.",
-)  # fmt: skip
+@throw_ratios
 @click.option('--batch-size', default=2, show_default=True, type=click.IntRange(min=2))
-@click.option('--json', 'as_json', is_flag=True, help='Print JSON instead of a markdown table.')
-@click.option('--plot', 'picture', type=click.Path(dir_okay=False), help='Picture to write.')
+@formats
+@written('--out', 'Also write the JSON to this file.')
+@written('--plot', 'Also draw costs against the throw ratio: a picture, as cost.png.')
+@force_
 def cost(
-    config: str, ratios: tuple[float, ...], batch_size: int, as_json: bool, picture: str | None
+    config: str,
+    ratios: tuple[float, ...],
+    batch_size: int,
+    as_json: bool,
+    as_markdown: bool,
+    out: str | None,
+    plot: str | None,
+    force: bool,
 ) -> None:
     """Count MACs and memory of the framework, plain partial reconstruction and PR-MIM.
 
@@ -33,18 +49,25 @@ def cost(
     For a model without a config, CONFIG is module:function, imported from here; the function returns
     (model, batch), and may take batch_size.
     """
-    from ..accounting.report import compare, plot
-    from ..errors import shown_without_traceback
+    for path in (out, plot):
+        check_output(path, [config], force)
+    if plot:
+        check_picture('--plot', plot)
+    with shown_without_traceback(config), working(f'loading {config}'):
+        from ..accounting.report import compare
+        from ..accounting.report import plot as draw
 
-    if picture:
-        check_output(picture, [config])
-    with shown_without_traceback():
         source = chosen(config)
         variants = source.variants(ratios)
         batch = source.batch(batch_size, variants[0].model)
         report = compare(variants, batch, source.optimizer)
-    table = f'{report.markdown()}\n\n{report.notes}'
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else table)
-    if picture:
-        Path(picture).parent.mkdir(parents=True, exist_ok=True)
-        plot(report, picture)
+        if plot:
+            Path(plot).parent.mkdir(parents=True, exist_ok=True)
+            draw(report, plot)
+    text = json.dumps(report.to_dict(), indent=2)
+    if as_json:
+        click.echo(text)
+    else:
+        print_tables([report.table()], as_markdown)
+    if out:
+        write_text(out, text + '\n')

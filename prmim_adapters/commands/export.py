@@ -8,7 +8,9 @@ from pathlib import Path
 
 import click
 
-from ._output import check_output
+from ..errors import shown_without_traceback
+from ._options import check_output, force_
+from ._terminal import working
 
 
 @click.command('export')
@@ -18,7 +20,7 @@ from ._output import check_output
 @click.option(
     '--encoder', default='backbone', show_default=True, help='Dotted name of the encoder.'
 )
-@click.option('--force', is_flag=True, help='Replace OUT if it exists; never CHECKPOINT.')
+@force_
 @click.option('--json', 'as_json', is_flag=True, help='Print what was written as JSON.')
 def export(
     checkpoint: str, out: str, config: str | None, encoder: str, force: bool, as_json: bool
@@ -34,9 +36,6 @@ def export(
     For timm and transformers the features of both models are compared first, and nothing is
     written if they differ.
     """
-    from ..errors import shown_without_traceback
-    from ..export import export_encoder, export_folder, export_weights
-
     ending = Path(out).suffix
     if ending not in ('', '.pth', '.safetensors'):
         raise click.UsageError(
@@ -46,7 +45,9 @@ def export(
     inputs = [checkpoint, *([config] if config else [])]
     for path in [out, *([str(Path(out).with_suffix('.md'))] if ending == '.safetensors' else [])]:
         check_output(path, inputs, force)
-    with shown_without_traceback():
+    with shown_without_traceback(checkpoint), working(f'reading {checkpoint}'):
+        from ..export import export_encoder, export_folder, export_weights
+
         if ending == '.pth':
             report = dict(tensors=export_weights(checkpoint, out))
         elif ending == '.safetensors':

@@ -9,27 +9,42 @@ from pathlib import Path
 
 import click
 
+from ..tables import Table
+from ._options import formats
+from ._terminal import print_tables, working
+
 
 @click.command('list')
-@click.option('--json', 'as_json', is_flag=True, help='Print JSON instead of text.')
-def list_(as_json: bool) -> None:
+@formats
+def list_(as_json: bool, as_markdown: bool) -> None:
     """List frameworks, what thrown tokens skip and save in them, samplers, and aggregators.
 
     Savings are counted on a config of this repository, with its light stage; see `prmim cost`.
+    --json has the qualified names.
     """
-    from ..adapters import ADAPTERS, AGGREGATORS, SAMPLERS
+    with working('loading torch'):
+        from ..adapters import ADAPTERS, AGGREGATORS, SAMPLERS
 
-    registries = {'frameworks': ADAPTERS, 'samplers': SAMPLERS, 'aggregators': AGGREGATORS}
-    found = {title: {key: r.summary(key) for key in r} for title, r in registries.items()}
-    found['frameworks'] = {k: text + _saving(k) for k, text in found['frameworks'].items()}
+        registries = {'frameworks': ADAPTERS, 'samplers': SAMPLERS, 'aggregators': AGGREGATORS}
+        found = {title: {key: r.summary(key) for key in r} for title, r in registries.items()}
     if as_json:
+        found['frameworks'] = {k: text + _saving(k) for k, text in found['frameworks'].items()}
         click.echo(json.dumps(found, indent=2))
         return
-    for title, entries in found.items():
-        width = max(map(len, entries))
-        click.echo(title)
-        for key, text in entries.items():
-            click.echo(f'  {key:{width}}  {text}')
+    frameworks = [[_short(key), text, *_figures(key)] for key, text in found['frameworks'].items()]
+    tables = [Table(_HEAD, frameworks, 'frameworks', words=True)]
+    for title in ('samplers', 'aggregators'):
+        rows = [[key, text] for key, text in found[title].items()]
+        tables.append(Table([title.removesuffix('s'), ''], rows, title, words=True))
+    print_tables(tables, as_markdown)
+
+
+_HEAD = ['framework', 'thrown tokens skip', 'counted on', 'forward', 'training', 'activations']
+
+
+def _short(key: str) -> str:
+    """Class and package: 'MAE (mmpretrain)'."""
+    return f'{key.rpartition(".")[2]} ({key.partition(".")[0]})'
 
 
 @cache
@@ -38,10 +53,17 @@ def _savings() -> dict[str, dict]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _saving(framework: str) -> str:
+def _figures(framework: str) -> list[str]:
     saves = _savings().get(framework)
     if saves is None:
+        return [''] * 4
+    shares = [f'{-saves[name]:+.1%}' if name in saves else '' for name in _HEAD[3:]]
+    return [f'{saves["config"]} at {saves["throw_ratio"]:g}', *shares]
+
+
+def _saving(framework: str) -> str:
+    counted_on, *shares = _figures(framework)
+    if not counted_on:
         return ''
-    parts = [k for k in ('forward', 'training', 'activations') if k in saves]
-    counted = ', '.join(f'{part} {-saves[part]:+.1%}' for part in parts)
-    return f'; {saves["config"]} at {saves["throw_ratio"]:g}: {counted}'
+    named = zip(_HEAD[3:], shares, strict=True)
+    return f'; {counted_on}: ' + ', '.join(f'{name} {share}' for name, share in named if share)

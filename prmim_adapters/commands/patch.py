@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from ..errors import Mistake
+
 
 @click.command('patch')
 @click.argument('folder', type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -43,4 +45,4 @@ def patch(folder: Path, check: bool, undo: bool) -> None:
             patching.apply(folder, repository)
             click.echo(f'{script}: patched')
     except patching.PatchError as error:
-        raise click.ClickException(str(error)) from error
+        raise Mistake(str(error)) from error

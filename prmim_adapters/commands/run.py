@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import click
 
+from ..errors import Mistake
+
 
 def _list_shims(context: click.Context, option: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
@@ -39,4 +41,4 @@ def run(without: tuple[str, ...], script: str, arguments: tuple[str, ...]) -> No
     try:
         run_script(script, arguments, without)
     except UnknownShimError as error:
-        raise click.ClickException(str(error)) from error
+        raise Mistake(str(error)) from error

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import Mistake
+
 if TYPE_CHECKING:
     from ..sweep.collected import Sweep
     from ..sweep.runner import Engine
@@ -105,7 +107,8 @@ def sweep(
         found = collect(loaded, out)
         _print_report(found, out, spec.stem, as_json)
     except (ChangedSettingsError, SlurmError, OSError, ValueError) as error:  # SpecErrors as well
-        raise click.ClickException(str(error)) from error
+        text = str(error)
+        raise Mistake(text if str(spec) in text else f'{spec}: {text}') from error
     # A point's failure is in its folder too, unless it could not be written there.
     failures = {name: reason.splitlines()[-1] for name, reason in failures.items()}
     for name, reason in (failures | found.failures).items():

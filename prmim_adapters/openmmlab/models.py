@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -17,7 +16,8 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS, TRANSFORMS
 from torch import nn
 
-from .. import shipped
+from .config_files import building, model_settings, named
+from .config_files import load_config as load_config
 from .prmim import PRMIM, separate
 from .target_networks import without_downloads
 from .types import is_a, resolved
@@ -25,42 +25,29 @@ from .types import is_a, resolved
 _DEFAULT_RATIO = 0.5
 
 
-def load_config(path: str | Path) -> Config:
-    """A config by its path, or by the name that a config's ``_base_`` would give it.
-
-    Args:
-        path: a file, of either style of mmengine, or
-            ``'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py'``; those of this package
-            too, which no ``_base_`` finds: ``'prmim_adapters::mae_prmim_vitb.py'``.
-    """
-    package, _, name = str(path).partition('::')
-    if name and package == 'prmim_adapters':
-        return Config.fromfile(shipped.find(name))
-    if name:
-        from mmengine.hub import get_config
-
-        return get_config(str(path))
-    return Config.fromfile(path)
-
-
 def scope_of(config: Config) -> AbstractContextManager:
     """Inside, names without a scope are looked up where the config's Runner would."""
-    own = (config.get('model') or {}).get('_scope_')
+    own = model_settings(config).get('_scope_')
     return DefaultScope.overwrite_default_scope(own or config.get('default_scope') or 'mmpretrain')
 
 
 def build_model(config: Config) -> nn.Module:
-    """The model of a training config, as the Runner builds it, on the CPU, weights not loaded."""
+    """The model of a training config, as the Runner builds it, on the CPU, weights not loaded.
+
+    Raises:
+        ConfigError: there is none, or a class of the framework refuses its settings.
+        TypeError, ValueError, KeyError: partial reconstruction does.
+    """
     import mmpretrain.models  # noqa: F401 (registers the models)
 
-    settings = copy.deepcopy(config.model)
+    settings = copy.deepcopy(model_settings(config))
     preprocessor = config.get('data_preprocessor')
     if preprocessor is not None:
         settings.setdefault('data_preprocessor', copy.deepcopy(preprocessor))
     hub = MessageHub.get_current_instance()
     if 'max_iters' not in hub.runtime_info:  # teachers ask how long training will be
         hub.update_info('max_iters', 1)
-    with scope_of(config), without_downloads():
+    with building(config, 'its model'), scope_of(config), without_downloads():
         return MODELS.build(settings)
 
 
@@ -82,7 +69,7 @@ def own_ratio(config: Config) -> float:
 def is_prmim(config: Config) -> bool:
     """Whether the config's model is of type PRMIM, in whatever way it is written."""
     with scope_of(config):
-        return resolved(config.model, MODELS) is PRMIM
+        return resolved(model_settings(config), MODELS) is PRMIM
 
 
 def _separated(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -114,7 +101,7 @@ def training_pipeline(config: Config) -> list[Any]:
     steps = _pipeline((config.get('train_dataloader') or {}).get('dataset'))
     if steps is None:
         raise ValueError(
-            f'{config.filename or "the config"} has no `train_dataloader.dataset.pipeline`, nor '
+            f'{named(config)} has no `train_dataloader.dataset.pipeline`, nor '
             'one in a data set inside it: image size and mask are unknown'
         )
     from mmpretrain.datasets.transforms import PackInputs

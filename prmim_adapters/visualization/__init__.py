@@ -6,7 +6,7 @@ from ..extras import require
 require('openmmlab')
 
 from .display import Display, display_of
-from .load import load_images, load_model
+from .load import image_files, load_images, load_model
 from .observe import KEPT, THROWN, VISIBLE, Observation, observe
 from .panels import panels
 
@@ -17,6 +17,7 @@ __all__ = [
     'Display',
     'Observation',
     'display_of',
+    'image_files',
     'load_images',
     'load_model',
     'observe',

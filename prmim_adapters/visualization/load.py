@@ -18,6 +18,7 @@ from torch import nn
 from ..adapters import partial_of
 from ..core.seeding import seeded
 from ..openmmlab.checkpoints import one_line, weights_of
+from ..openmmlab.config_files import building
 from ..openmmlab.images import UnreadableImageError
 from ..openmmlab.models import build_model, input_channels, scope_of
 from .pipeline import still_pipeline
@@ -41,7 +42,7 @@ def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
         with scope_of(config):
             model.init_weights()
         return model
-    weights = weights_of(CheckpointLoader.load_checkpoint(checkpoint, 'cpu'), checkpoint)
+    weights = weights_of(CheckpointLoader.load_checkpoint(checkpoint, 'cpu', 'silent'), checkpoint)
     if not partial.aggregators:  # of throw ratio 0, whose checkpoints may be of another ratio
         weights = {k: v for k, v in weights.items() if '.partial.aggregators.' not in k}
     try:
@@ -51,6 +52,33 @@ def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
             f'{checkpoint} is not a checkpoint of {config.filename}: {one_line(error)}'
         ) from error
     return model
+
+
+def image_files(paths: Sequence[str | Path], limit: int = 16) -> list[Path]:
+    """Files, and the pictures in folders and in folders inside them, by name.
+
+    Args:
+        paths: files, taken whatever they are called, and folders.
+        limit: most pictures of a folder, spread evenly over it.
+
+    Raises:
+        FileNotFoundError: there is no such path.
+        ValueError: a folder without pictures.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f'{path}: no such file or folder of images')
+        if not path.is_dir():
+            found.append(path)
+            continue
+        endings = Image.registered_extensions()
+        inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in endings and p.is_file())
+        if not inside:
+            raise ValueError(f'{path} is a folder without pictures: give files, or another folder')
+        count = min(limit, len(inside))
+        found += [inside[index * len(inside) // count] for index in range(count)]
+    return found
 
 
 def load_images(
@@ -77,7 +105,8 @@ def load_images(
     channels = input_channels(model)
     swapped = getattr(model.data_preprocessor, '_channel_conversion', False)
     with scope_of(config), seeded(seed):
-        steps = Compose(still_pipeline(config)).transforms
+        with building(config, 'its training pipeline'):
+            steps = Compose(still_pipeline(config)).transforms
         return default_collate([_made(steps, _File(path, channels, swapped)) for path in images])
 
 

@@ -17,6 +17,8 @@ from ..adapters import partial_of
 from ..core import RaggedPartition, TokenPartition, scatter_tokens
 from ..core.partition import Grid
 from ..core.seeding import seeded
+from ..openmmlab.distributed import without_process_group
+from ..openmmlab.image_size import both_sizes_named
 from .display import Display, default_channels
 
 VISIBLE, KEPT, THROWN = range(3)
@@ -60,7 +62,7 @@ def observe(
     and variance of the true patch, which the model does not know: colours are then the image's.
 
     Args:
-        model: attached mmpretrain algorithm; left in the mode it came in.
+        model: attached mmpretrain algorithm; left as it came, and so are all random states.
         batch: collated ``dict(inputs, data_samples)``, before the data preprocessor.
         seed: of the kept tokens, and of the mask, where the model draws it.
         display: how to show what the model sees (:func:`.display.display_of`); the first three
@@ -70,17 +72,13 @@ def observe(
         ValueError: nothing is attached to the model; its ``throw_ratio`` is 0 and the adapter hands
             over to the original code; or the images have masks of different sizes.
     """
-    partial = partial_of(model)
-    training, state = model.training, partial.randomness.state.clone()
-    model.eval()
-    partial.randomness.seed(seed)
-    try:
-        with seeded(seed), _recorded(model) as (partitions, losses):
-            data = model.data_preprocessor(batch, False)
+    with _as_it_was(model), seeded(seed), recorded(model) as (partitions, losses):
+        model.eval()
+        partial = partial_of(model)
+        partial.randomness.seed(seed)
+        data = model.data_preprocessor(batch, False)
+        with both_sizes_named(model, data['inputs']):
             model(**data, mode='loss')
-    finally:
-        model.train(training)
-        partial.randomness.state.copy_(state)
     views = data['inputs']
     inputs = views[0] if isinstance(views, (list, tuple)) else views
     if not partitions:
@@ -115,22 +113,77 @@ def _of_first(partition: TokenPartition, size: int) -> TokenPartition:
 
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[tuple[list, list[tuple]]]:
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Give back every module's mode, buffers, and parameters that no optimizer changes.
+
+    A loss may update its own state (centres, a teacher). Other processes are not waited for.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    values = [(tensor, tensor.clone()) for tensor in (*model.buffers(), *frozen)]
+    try:
+        with without_process_group():
+            yield
+    finally:
+        for module, mode in modes:  # one by one: frozen stages may be in evaluation mode
+            module.training = mode
+        for tensor, value in values:
+            tensor.copy_(value)
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[tuple[list, list[tuple]]]:
     """Lists that fill with the partitions and with the arguments of a loss of pixels."""
     partial = partial_of(model)
     partitions: list[TokenPartition | RaggedPartition] = []
     losses: list[tuple] = []
     handles = [partial.register_forward_hook(lambda _, args, made: partitions.append(made))]
-    head = getattr(model, 'head', None)
-    for kind, attribute in _PIXEL_LOSSES.items():
-        if isinstance(head, kind):
-            module = getattr(head, attribute)
-            handles.append(module.register_forward_pre_hook(lambda _, args: losses.append(args)))
+    compares = _loss_module(model)
+    if compares is not None:
+        handles.append(compares.register_forward_pre_hook(lambda _, args: losses.append(args)))
     try:
         yield partitions, losses
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _loss_module(model: nn.Module) -> nn.Module | None:
+    """What compares pixels; None in a model that predicts features."""
+    head = getattr(model, 'head', None)
+    names = [name for kind, name in _PIXEL_LOSSES.items() if isinstance(head, kind)]
+    return getattr(head, names[0]) if names else None
+
+
+@torch.no_grad()
+def losses_by_role(
+    model: nn.Module, partition: TokenPartition, pred: Tensor, target: Tensor, mask: Tensor
+) -> dict[str, float]:
+    """The framework's own loss over kept and over thrown tokens apart.
+
+    Args:
+        model: attached, and predicts pixels.
+        partition: of a pass; with the others what :func:`recorded` notes.
+        pred: rows of the supervised tokens, kept ones first: (B, n, D), or a column of
+            patches (B, C, n * s, s).
+        target: the same of the images.
+        mask: (B, n), or (B, 1, n * s, s).
+
+    Returns:
+        ``loss_kept``, and ``loss_thrown`` where thrown tokens are supervised; means over tokens.
+    """
+    module, dim = _loss_module(model), mask.dim() // 2
+    assert module is not None, 'only of models whose pixels were recorded'
+    tokens = partial_of(model).supervised(partition).shape[1]
+    end = mask.shape[dim]
+    border = end // tokens * partition.kept.shape[1]
+    found = {}
+    for name, start, stop in (('loss_kept', 0, border), ('loss_thrown', border, end)):
+        if start < stop:
+            rows = [values.narrow(dim, start, stop - start) for values in (pred, target, mask)]
+            # forward() itself runs no hooks, so that nothing records this.
+            found[name] = float(module.forward(*rows[:2], torch.ones_like(rows[2])))
+    return found
 
 
 def _roles(partition: TokenPartition) -> Tensor:

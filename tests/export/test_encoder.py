@@ -135,7 +135,7 @@ def test_command(checkpoint: Path, tmp_path: Path) -> None:
     assert 'timm VisionTransformer, 150 tensors, 5.52 M parameters' in result.output
     other = str(tmp_path / 'teacher.safetensors')
     wrong = CliRunner().invoke(export, [str(checkpoint), other, '--encoder', 'teacher'])
-    assert wrong.exit_code == 1
+    assert wrong.exit_code == 2
     assert "no weights under 'teacher'" in wrong.output
     wrong = CliRunner().invoke(export, [str(checkpoint), other, '--encoder', 'neck'])
     assert "no 'neck' in its model, only ['backbone']" in wrong.output
@@ -151,7 +151,7 @@ def test_nothing_is_replaced_unasked(checkpoint: Path, tmp_path: Path, ending: s
     damaged = tmp_path / 'damaged.pth'
     damaged.write_bytes(checkpoint.read_bytes()[:-100])
     failed = CliRunner().invoke(export, [str(damaged), str(out), '--force'])
-    assert failed.exit_code == 1 and out.read_text() == 'mine'
+    assert failed.exit_code == 2 and out.read_text() == 'mine'
     assert {path.name for path in tmp_path.iterdir()} == {'epoch_1.pth', 'damaged.pth', out.name}
     replaced = CliRunner().invoke(export, [str(checkpoint), str(out), '--force'])
     assert replaced.exit_code == 0 and out.stat().st_size > 2**20
@@ -267,7 +267,7 @@ def test_a_foreign_config_runs_nothing(
     result = CliRunner().invoke(export, [str(checkpoint), str(tmp_path / 'out.safetensors')])
     assert not marker.exists()
     assert not (tmp_path / 'out.safetensors').exists()
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.output.startswith('Error: ')
 
 

@@ -232,7 +232,7 @@ def test_mistaken_flags_end_the_command_with_a_message(trained, monkeypatch, fla
     submission.mkdir(parents=True)
     (submission / 'points.json').write_text('[]')
     run = CliRunner().invoke(sweep, [*arguments, *flags])
-    assert run.exit_code == 1
+    assert run.exit_code == 2
     assert message in run.output
     assert isinstance(run.exception, SystemExit)
 
@@ -249,7 +249,7 @@ def test_a_damaged_list_of_points_is_one_line(trained, monkeypatch, text, flag):
     flags = ['--status'] if flag == '--status' else ['--engine', 'slurm', '--slurm', 'time=5']
     arguments = [str(out.parent / 'spec.yaml'), '--out', str(out), *flags]
     run = CliRunner().invoke(sweep, arguments)
-    assert run.exit_code == 1
+    assert run.exit_code == 2
     assert isinstance(run.exception, SystemExit)
     (line,) = [line for line in run.output.splitlines() if 'points.json' in line]
     assert 'is damaged, no list of the points of Slurm job prmim-1' in line

@@ -167,7 +167,7 @@ def test_a_damaged_result_is_named(begun, content, message):
     file = folder.parents[3] / 'spec.yaml'
     for flags in ([], ['--report-only']):
         run = CliRunner().invoke(sweep, [str(file), '--out', str(folder.parents[2]), *flags])
-        assert run.exit_code == 1
+        assert run.exit_code == 2
         assert f'{folder}/result.json: {message}' in run.output
 
 
@@ -188,7 +188,7 @@ def test_links_in_the_folder_are_not_followed(begun, where):
         flags = []
     file = folder.parents[3] / 'spec.yaml'
     run = CliRunner().invoke(sweep, [str(file), '--out', str(out), *flags])
-    assert run.exit_code == 1
+    assert run.exit_code == 2
     assert 'so that nothing outside is replaced' in run.output
     assert {path.name: path.read_text() for path in outside.iterdir()} == {'mine.txt': 'mine'}
 
@@ -200,7 +200,7 @@ def test_missing_files_end_the_command_with_a_message(begun, own_spec, base):
     (folder / 'spec_without_config.yaml').write_text(yaml.safe_dump(spec))
     (folder / 'child.yaml').write_text(f'_base_: {base}\n')
     run = CliRunner().invoke(sweep, [str(folder / 'child.yaml'), '--out', str(folder / 'new')])
-    assert run.exit_code == 1
+    assert run.exit_code == 2
     assert 'Error: ' in run.output
     assert 'missing.' in run.output
     assert isinstance(run.exception, SystemExit)

@@ -104,7 +104,7 @@ def test_command(ours):
     assert 'patched' in run().output
     assert (folder / 'main.py').read_bytes() == PATCHED
     assert ': patched' in run('--check').output
-    assert run().exit_code == 1
+    assert run().exit_code == 2
     assert 'restored' in run('--undo').output
     assert (folder / 'main.py').read_bytes() == SCRIPT
     assert run('--undo', '--check').exit_code == 2

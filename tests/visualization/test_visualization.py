@@ -220,7 +220,7 @@ def test_command(config: Callable[..., Config], images: list[str], tmp_path: Pat
     arguments = [str(DEMO), str(checkpoint), *images, '--out', str(out), '--side', '96']
     result = CliRunner().invoke(show, arguments)
     assert result.exit_code == 0, result.output
-    assert Image.open(out).size == (4 * 102 + 6, 2 * 102 + 6 + 22)
+    assert Image.open(out).size == (5 * 102 + 6, 22 + 2 * 102 + 6 + 26)  # one line of legend
 
 
 def test_weights_that_diverged_are_not_drawn(config: Callable[..., Config], tmp_path: Path) -> None:
@@ -233,7 +233,10 @@ def test_weights_that_diverged_are_not_drawn(config: Callable[..., Config], tmp_
 
 def test_a_picture_does_not_replace_what_it_is_of(images: list[str]) -> None:
     before = Path(images[0]).read_bytes()
-    result = CliRunner().invoke(show, [str(DEMO), 'epoch.pth', *images, '--out', images[0]])
+    checkpoint = Path(images[0]).with_name('epoch.pth')
+    checkpoint.touch()
+    arguments = [str(DEMO), str(checkpoint), *images, '--out', images[0], '--force']
+    result = CliRunner().invoke(show, arguments)
     assert result.exit_code == 2 and 'which is read' in result.output
     assert Path(images[0]).read_bytes() == before
 
