@@ -19,10 +19,13 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import prmim_adapters
+
 pytestmark = pytest.mark.package
 
 ROOT = Path(__file__).parents[2]
 NAME = 'prmim-adapters'
+METADATA = f'prmim_adapters-{prmim_adapters.__version__}.dist-info/METADATA'
 FIVE_STEPS = """
 import sys
 import torch
@@ -93,7 +96,7 @@ def run(*command: object, cwd: Path | None = None, code: int = 0) -> str:
 
 def declared(wheel: Path, extra: str) -> list[Requirement]:
     """What the wheel asks for, with an extra."""
-    text = zipfile.ZipFile(wheel).read('prmim_adapters-0.1.0.dist-info/METADATA').decode()
+    text = zipfile.ZipFile(wheel).read(METADATA).decode()
     found = [line.partition(': ')[2] for line in text.splitlines() if line[:14] == 'Requires-Dist:']
     return wanted(list(map(Requirement, found)), {extra})
 
@@ -180,7 +183,7 @@ def test_sdist_and_wheel_hold_everything(built: Path, wheel: Path) -> None:
 
 
 def test_description_has_no_link_into_the_repository(wheel: Path) -> None:
-    text = zipfile.ZipFile(wheel).read('prmim_adapters-0.1.0.dist-info/METADATA').decode()
+    text = zipfile.ZipFile(wheel).read(METADATA).decode()
     assert 'masked image modeling' in text
     links = [part.partition(')')[0] for part in text.split('](')[1:]]
     assert [link for link in links if not link.startswith(('https://', '#'))] == []
