@@ -88,6 +88,28 @@ class ContinuedBatches:
             yield batch if entropy is None else ([*entropy, number], batch)
 
 
+class EndlessBatches:
+    """An iterator of batches from which both mmengine's and its fork's loop can drop some.
+
+    Args:
+        batches: what is to come.
+    """
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.batches)
+
+    def skip_iter(self, count: int) -> None:
+        """Drop ``count``; onedl-mmengine calls this where mmengine calls ``next`` that often."""
+        for _ in islice(self.batches, count):
+            pass
+
+
 class DataOrder:
     """The training data of a runner, whose order and draws can be continued.
 
@@ -110,7 +132,7 @@ class DataOrder:
         if workers:
             vars(self.loader)['dataset'] = SeededDataset(self.loader.dataset)
         if self.by_iteration:  # in place of the iterator that the loop made when it was built
-            self.loop.dataloader_iterator = self._endless(0, 0)
+            self.loop.dataloader_iterator = EndlessBatches(self._endless(0, 0))
 
     @property
     def by_iteration(self) -> bool:
@@ -149,7 +171,9 @@ class DataOrder:
             then()
         self.batches.skip(done, then)
         if self.by_iteration:
-            self.loop.dataloader_iterator = self._endless(epoch, self.loop.iter)
+            # onedl-mmengine's loop can be told to drop none.
+            dropped = 0 if getattr(self.loop, 'fast_forward_on_resume', False) else self.loop.iter
+            self.loop.dataloader_iterator = EndlessBatches(self._endless(epoch, dropped))
 
     def _endless(self, epoch: int, done: int) -> Iterator[Any]:
         """Batches of one pass after the other; nothing for those ``done``, which the loop drops."""

@@ -11,6 +11,8 @@ import torch
 from mmengine.runner import ValLoop
 from mmpretrain.registry import LOOPS
 
+from prmim_adapters.openmmlab.data_order import EndlessBatches
+
 
 def interrupted(kind, folder, iteration, **options):
     with pytest.raises(survivor.InterruptedRunError):
@@ -148,3 +150,9 @@ def test_a_validation_after_the_checkpoint_does_not_change_that(tmp_path):
     expected = trained('mae-by-epoch', tmp_path / 'whole', **validation)
     interrupted('mae-by-epoch', tmp_path / 'cut', 11, **validation)
     assert_same(trained('mae-by-epoch', tmp_path / 'cut', 10, **validation), expected)
+
+
+def test_the_loop_of_the_fork_drops_batches_by_a_call():
+    batches = EndlessBatches(iter(range(5)))
+    batches.skip_iter(2)
+    assert list(batches) == [2, 3, 4]
