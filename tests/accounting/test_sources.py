@@ -137,7 +137,8 @@ def test_bench(run):
 )
 def test_wrong_function(run, function, message):
     result = run('cost', function)
-    assert result.exit_code == (1 if function.startswith('broken') else 2)  # an error of the user's own module
+    of_their_own = function.startswith('broken')
+    assert result.exit_code == (1 if of_their_own else 2)
     error = [line for line in result.output.splitlines() if line.startswith('Error: ')]
     assert len(error) == 1 and message in error[0]
 
