@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -44,8 +44,9 @@ def draw(tables: Sequence[Table], console: Console) -> None:
             header_style='bold', pad_edge=False,
         )  # fmt: skip
         for index, header in enumerate(table.headers):
-            right = index > 0 and not table.words
-            drawing.add_column(header, justify='right' if right else 'left', overflow='fold')
+            justify: Any = 'right' if index > 0 and not table.words else 'left'
+            names_rows = index == 0 and not table.words
+            drawing.add_column(header, justify=justify, overflow='fold', no_wrap=names_rows)
         for row in table.rows:
             part = row[0].startswith('- ')
             cells = [Text(cell.replace('**', '')) for cell in row]
