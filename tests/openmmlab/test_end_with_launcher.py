@@ -92,7 +92,7 @@ def test_real_training_ends_with_mim_and_is_resumed(processes, end, tmp_path):
     assert len(started) >= processes
     mim.send_signal(end)
     mim.wait()
-    wait_until(lambda: not any(map(runs, started)), 60)
+    wait_until(lambda: not any(map(runs, started)), 300)  # minutes on a loaded machine
     assert newest_whole(work)[0] is not None
 
 
