@@ -88,6 +88,20 @@ MUTATIONS = [
         contract(EXACT, 'declared'),
     ),
     Mutation(
+        'declared: rows of masked tokens are not compared',
+        'adapters/blocks.py',
+        'self._check_rows(x)',
+        'pass',
+        named('adapters/test_declared', 'test_rows_that_are_no_mask_tokens'),
+    ),
+    Mutation(
+        'declared: a loss keeps its mask',
+        'adapters/declared.py',
+        'if not self.partial.changes_loss:',
+        'if True:',
+        contract('masked_tokens_have_their_weights', 'declared'),
+    ),
+    Mutation(
         'kept and thrown swapped',
         'core/partition.py',
         'torch.cat((self.kept, self.thrown), dim=1)',
@@ -326,8 +340,8 @@ MUTATIONS = [
     Mutation(
         'EMA: the teacher stands still',
         'frameworks/ibot/algorithm.py',
-        'self.teacher.update_parameters(_Network(self.backbone, self.neck))\n        steps',
-        'pass\n        steps',
+        'model.teacher.update_parameters(_Network(model.backbone, model.neck))',
+        'pass',
         named('frameworks/test_ibot', 'test_teacher_is_the_moving_average_with_a_cosine_momentum'),
     ),
     Mutation(

@@ -101,18 +101,23 @@ def _attention_width(module: nn.Module) -> int:
     """Channels of the queries that a self-attention compares with all tokens; 0 of other modules."""
     if isinstance(module, nn.MultiheadAttention):
         return module.embed_dim
-    for name, parts in (('qkv', 3), ('query', 1), ('q_proj', 1)):
+    for name, parts in (('qkv', 3), ('query', 1), ('q_proj', 1), ('q', 1)):
         projection = getattr(module, name, None)
         if isinstance(projection, nn.Linear):
             return projection.out_features // parts
     return 0
 
 
-def declared(model: nn.Module, declaration: Declaration) -> float:
-    """An adapter by a declaration: its blocks skip thrown tokens, everything else is as it was."""
+def declared(model: nn.Module, declaration: Declaration) -> float | None:
+    """An adapter by a declaration: its blocks skip thrown tokens, everything else is as it was.
+
+    None where blocks look at tokens of another network, whose number their shapes do not say.
+    """
     partial = partial_of(model)
     before = partial.num_prefix + partial.grid[0] * partial.grid[1]
     blocks = model.get_submodule(declaration.blocks_path)
+    if any(hasattr(module, 'kv') for module in blocks.modules()):
+        return None
     return block_macs(blocks, before, before - partial.num_thrown)
 
 
