@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ def scratch(
     they were; the same seed gives the same mask in every measurement. The copy is of this process
     alone: what it reduces over all processes (iBOT's centres, SyncBN) stays here.
     """
+    gc.collect()  # the copy of the last measurement, which hangs in cycles of graph and hooks
     clone = _copy(model)
     clone.train()
     for parameter in clone.parameters():
