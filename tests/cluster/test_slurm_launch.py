@@ -72,8 +72,8 @@ def test_the_demo_trains_with_two_tasks(tmp_path):
         f'work_dir = {str(tmp_path)!r}\n'
         "env_cfg = dict(dist_cfg=dict(backend='gloo'))\n"
         "model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)\n"
-        'train_dataloader = dict(batch_size=8, dataset=dict(indices=64, '
-        f'data_root={str(tmp_path / "images" / "train")!r}))\n'
+        'train_dataloader = dict(batch_size=8, dataset=dict(dataset=dict(indices=64, '
+        f'data_root={str(tmp_path / "images" / "train")!r})))\n'
         'train_cfg = dict(max_epochs=2)\n'
         'default_hooks = dict(logger=dict(interval=1))\n'
         'param_scheduler = []\n'

@@ -30,7 +30,7 @@ from prmim_adapters.visualization import (
     panels,
 )
 
-DEMO = Path(__file__).parents[2] / 'configs' / 'mmpretrain' / '_demo_' / 'mae_prmim_demo.py'
+DEMO = Path(__file__).with_name('small_mae.py')
 
 
 @pytest.fixture
