@@ -47,8 +47,7 @@ class Declaration:
             of the model decide.
         order: of the other rows: 'grid' (row-major), or 'visible_first' (visible tokens, then
             masked ones, both row-major).
-        width: model -> channels of the rows; the first parameter of two dimensions in the blocks
-            says it by default.
+        width: model -> channels of the rows; the first layer norm in the blocks says it by default.
         num_masked: model -> masked tokens per image where the model draws its masks.
         loss: (method of the model, its mask argument) that averages over a mask of (B, L) or as
             many entries, if there is one. Without it plain partial reconstruction and
