@@ -57,6 +57,7 @@ NOTEBOOKS := $(patsubst docs/notebooks/%.py,docs/_build/notebooks/%.ipynb,$(wild
 notebooks: $(environment) $(NOTEBOOKS)
 
 docs/_build/notebooks/%.ipynb: docs/notebooks/%.py FORCE | $(environment)
+	mkdir -p $(@D)
 	jupytext -q --to ipynb $< -o $@
 	PYTHONWARNINGS=ignore MPLBACKEND=module://matplotlib_inline.backend_inline jupyter-execute --inplace --timeout=120 $@
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmpretrain.registry import DATASETS
+from mmpretrain.datasets import PackInputs
+from mmpretrain.registry import DATASETS, TRANSFORMS
 from torch.utils.data import DataLoader
 
 from .openmmlab.decoded import labels_of
 from .openmmlab.models import load_config, scope_of
+from .openmmlab.types import is_a
 
 
 def decode(dataset: dict[str, Any], path: Path, workers: int = 0, force: bool = False) -> int:
@@ -27,7 +29,7 @@ def decode(dataset: dict[str, Any], path: Path, workers: int = 0, force: bool = 
     Args:
         dataset: config of an mmpretrain classification data set, whose ``pipeline`` ends in ``img``
             arrays (H, W, 3) of one size.
-        path: the ``.npy`` file to write.
+        path: the ``.npy`` file to write; labels, if the images have them, beside it.
         workers: processes that decode.
         force: replace a file that is there.
 
@@ -59,14 +61,17 @@ def decode(dataset: dict[str, Any], path: Path, workers: int = 0, force: bool = 
     if pixels is None:
         raise ValueError(f'{dataset.get("type")}: the data set has no images')
     pixels.flush()
-    np.save(labels_of(path), [source.get_data_info(i)['gt_label'] for i in range(len(source))])
+    labels = [source.get_data_info(i).get('gt_label') for i in range(len(source))]
+    labels_of(path).unlink(missing_ok=True)
+    if None not in labels:
+        np.save(labels_of(path), labels)
     partial.replace(path)
     return len(source)
 
 
 def unpacked(dataset: dict[str, Any]) -> dict[str, Any]:
     """A data set's config without its ``PackInputs``, so that samples hold the image array."""
-    steps = [step for step in dataset['pipeline'] if step.get('type') != 'PackInputs']
+    steps = [step for step in dataset['pipeline'] if not is_a(step, TRANSFORMS, PackInputs)]
     return {**dataset, 'pipeline': steps}
 
 

@@ -27,10 +27,10 @@ class DecodedImages(Dataset):
     """The images of such a file; pixels stay on the disk until they are asked for.
 
     Args:
-        file: the ``.npy`` file; its labels lie beside it, in ``<file>.labels.npy``.
+        file: the ``.npy`` file; labels, if there are any, lie beside it in ``<file>.labels.npy``.
 
     Raises:
-        FileNotFoundError: one of the two is missing.
+        FileNotFoundError: there is none.
         ValueError: they are not what the command writes.
     """
 
@@ -39,21 +39,25 @@ class DecodedImages(Dataset):
     def __init__(self, file: str) -> None:
         self.file = file
         path, beside = Path(file), labels_of(Path(file))
-        for each in (path, beside):
-            if not each.is_file():
-                raise FileNotFoundError(
-                    f'{each}: no such file; it is written by python -m '
-                    f'prmim_adapters.decode_data CONFIG {file}'
-                )
+        if not path.is_file():
+            raise FileNotFoundError(
+                f'{file}: no such file; it is written by python -m '
+                f'prmim_adapters.decode_data CONFIG {file}'
+            )
         # Copy on write, as torch wants memory that it may write to.
-        pixels, labels = np.load(path, mmap_mode='c'), np.load(beside)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or labels.shape != pixels.shape[:1]:
+        pixels = np.load(path, mmap_mode='c')
+        labels = np.load(beside) if beside.is_file() else None
+        if (
+            pixels.dtype != np.uint8
+            or pixels.ndim != 4
+            or (labels is not None and labels.shape != pixels.shape[:1])
+        ):
             raise ValueError(
-                f'{file}: expected uint8 (N, 3, H, W) and N labels, found {pixels.dtype} '
-                f'{pixels.shape} and {labels.shape}; write it anew'
+                f'{file}: expected uint8 (N, 3, H, W) and N labels or none, found {pixels.dtype} '
+                f'{pixels.shape} and {"none" if labels is None else labels.shape}; write it anew'
             )
         self.images = torch.from_numpy(pixels)
-        self.labels = torch.from_numpy(labels)
+        self.labels = None if labels is None else torch.from_numpy(labels)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,7 +76,8 @@ class DecodedImages(Dataset):
         )
 
     def _sample(self, index: int) -> DataSample:
-        return DataSample().set_gt_label(self.labels[index])
+        sample = DataSample()
+        return sample if self.labels is None else sample.set_gt_label(self.labels[index])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Workers map the file themselves, rather than get a copy of it."""

@@ -256,8 +256,10 @@ def test_things_that_are_neither_sampler_nor_aggregator(option, message):
 
 
 @pytest.mark.parametrize('kind', ['cross_attention', CrossAttention, MyAttention, 'again'])
-def test_keys_have_positions_where_features_have_none_whatever_the_type_is_called(kind):
-    prmim.AGGREGATORS.register_module('again', module=CrossAttention, force=True)
+def test_keys_have_positions_where_features_have_none_whatever_the_type_is_called(
+    kind, monkeypatch
+):
+    monkeypatch.setitem(prmim.AGGREGATORS._entries, 'again', CrossAttention)
     layers = dict(arch=MAE['backbone']['arch'], img_size=32, patch_size=8)
     model = MODELS.build(
         dict(

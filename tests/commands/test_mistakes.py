@@ -64,7 +64,7 @@ MISTAKES = {
     'cots small.py': ["No such command 'cots'. Did you mean 'cost'?"],
     'cost': ["Missing argument 'CONFIG'", 'See prmim cost --help'],
     'cost small.py --trow-ratio 0.5': ['--trow-ratio', "Did you mean '--throw-ratio'?"],
-    'cost smal.py': ['smal.py: no such config', "Did you mean 'small.py'?"],
+    'cost smalll.py': ['smalll.py: no such config', "Did you mean 'small.py'?"],
     'cost folder': ['folder is a folder', 'give a config file in it'],
     'cost no_model.py': ['no_model.py has no `model`', '`model = dict(type=...)`'],
     'cost syntax.py': ['syntax.py', 'line 1', 'never closed'],

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS, MODELS
 from torchvision.transforms import v2
 
-from prmim_adapters.decode_data import decode, main
+from prmim_adapters.decode_data import decode, main, unpacked
 from prmim_adapters.openmmlab.decoded import DecodedImages, labels_of
 
 SQUARE = [dict(type='ResizeEdge', scale=24), dict(type='CenterCrop', crop_size=24)]
@@ -63,6 +63,17 @@ def test_pixels_and_labels_are_those_of_the_files(folder, tmp_path, workers):
     ]
 
 
+def test_images_without_labels(folder, tmp_path):
+    file = tmp_path / 'images.npy'
+    np.save(labels_of(file), [1])  # of another file of that name
+    packed = dict(type='mmpretrain.PackInputs')
+    dataset = unpacked(dict(images(folder, *SQUARE, packed), with_label=False))
+    assert dataset['pipeline'] == [dict(type='LoadImageFromFile'), *SQUARE]
+    assert decode(dataset, file) == 7
+    assert 'gt_label' not in DecodedImages(str(file))[3]['data_samples']
+    assert DecodedImages(str(file))[3]['inputs'].shape == (3, 24, 24)
+
+
 def test_pixels_stay_in_the_file(folder, tmp_path):
     file = tmp_path / 'images.npy'
     decode(images(folder, *SQUARE), file)
@@ -84,14 +95,17 @@ def test_errors(folder, tmp_path):
     with pytest.raises(FileExistsError, match='--force'):
         decode(images(folder, *SQUARE), file)
     np.save(labels_of(file), [1, 2])
-    with pytest.raises(ValueError, match='and N labels, found uint8'):
+    with pytest.raises(ValueError, match='and N labels or none, found uint8'):
         DecodedImages(str(file))
 
 
 def test_the_command_decodes_the_training_set_of_a_config(folder, tmp_path, capsys):
     dataset = images(folder, *SQUARE, dict(type='PackInputs'))
     config = tmp_path / 'config.py'
-    config.write_text(f"default_scope = 'mmpretrain'\ntrain_dataloader = dict(dataset={dataset})\n")
+    config.write_text(
+        "default_scope = 'mmpretrain'\nmodel = dict(type='MAE')\n"
+        f'train_dataloader = dict(dataset={dataset})\n'
+    )
     file = str(tmp_path / 'images.npy')
     command = [sys.executable, '-m', 'prmim_adapters.decode_data', str(config), file]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -20,6 +20,7 @@ from small_targets import CONFIGS, SMALL, STEPS, small_config
 
 from prmim_adapters.demo_data import make_tiles
 from prmim_adapters.openmmlab import target_networks
+from prmim_adapters.openmmlab.config_files import ConfigError
 from prmim_adapters.openmmlab.models import build_model
 
 
@@ -105,7 +106,7 @@ def test_counting_downloads_no_clip(monkeypatch):
     assert clip.visual.conv1.weight.shape == (64, 3, 8, 8) and not asked
     for path in ('/data/clip_vit_base_16.pth.tar', 'https://example.org/other.pth'):
         settings.tokenizer_path = path
-        with pytest.raises(TypeError):  # nothing was loaded
+        with pytest.raises(ConfigError, match='NoneType'):  # nothing was loaded
             build_model(Config(dict(model=settings)))
         assert asked.pop() == path
     assert milan._load_checkpoint == asked.append

@@ -229,7 +229,7 @@ def test_spark_is_reconstructed(spark: Config, photo) -> None:
     observation = observe(model, batch, 0, display_of(spark, model))
     torch.testing.assert_close(observation.reconstruction[0], pixels, rtol=0, atol=1e-4)
     assert observation.per_patch
-    assert panels(observation, 64).width == 4 * 70 + 6
+    assert panels(observation, 64).width == 5 * 70 + 6
 
 
 def test_rectangles_are_reconstructed(tmp_path: Path) -> None:
@@ -276,11 +276,13 @@ def test_notes_are_about_what_is_drawn(checkpoint, spark: Config, photo, tmp_pat
     out = str(tmp_path / 'out.png')
     shown = {}
     for name, config, columns in (
-        ('spark', spark, 4),
+        ('spark', spark, 5),
         ('features', maskfeat, 3),
-        ('mae', plain, 4),
+        ('mae', plain, 5),
     ):
-        result = CliRunner().invoke(show, [*checkpoint(config), path, '--out', out, '--side', '64'])
+        result = CliRunner().invoke(
+            show, [*checkpoint(config), path, '--out', out, '--side', '64', '--force']
+        )
         assert result.exit_code == 0, result.output
         assert Image.open(out).width == columns * 70 + 6
         shown[name] = result.output.splitlines()[1:]
