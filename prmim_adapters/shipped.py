@@ -32,18 +32,19 @@ def configs() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """The config of that name; folder and ``.py`` may be left out.
+    """The config of that name; ``prmim_adapters::``, folder and ``.py`` may be left out.
 
     Raises:
         ValueError: there is none, with those of similar name.
     """
-    wanted = name.removesuffix('.py')
+    wanted = name.removeprefix('prmim_adapters::').removesuffix('.py')
     known = configs()
     for path in known.values():
         if wanted in (path.stem, f'{path.parent.name}/{path.stem}'):
             return path
     stems = [path.stem for path in known.values()]
-    alike = difflib.get_close_matches(wanted, stems, n=3)
+    parts = [stem for stem in stems if wanted and wanted.lower() in stem]
+    alike = parts[:3] or difflib.get_close_matches(wanted.lower(), stems, n=3)
     hint = f'like it are {", ".join(alike)}' if alike else '`prmim configs` lists all'
     raise ValueError(f'prmim_adapters has no config {name}: {hint}')
 

@@ -67,6 +67,16 @@ def test_unknown_name() -> None:
     assert 'no config mae_prmim_vitbb: like it are mae_prmim_vitb' in refused.output
 
 
+@pytest.mark.parametrize('name', ['MAE_PRMIM', 'mae_prmim'])
+def test_part_of_a_name_gives_those_that_have_it(name: str) -> None:
+    found = 'like it are mae_prmim_demo, mae_prmim_vitb, mae_prmim_vith'
+    assert found in prmim('--copy', name).output
+
+
+def test_the_name_that_other_commands_take_is_taken() -> None:
+    assert shipped.find('prmim_adapters::mae_prmim_vitb.py') == shipped.find('mae_prmim_vitb')
+
+
 def test_commands_take_the_name() -> None:
     named = load_config('prmim_adapters::mae_prmim_vitb.py')
     assert named.to_dict() == load_config(shipped.find('mae_prmim_vitb')).to_dict()

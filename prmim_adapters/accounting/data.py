@@ -12,7 +12,8 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 
-from ..openmmlab.models import load_config
+from ..openmmlab.config_files import building
+from ..openmmlab.models import load_config, scope_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,14 @@ def data_cost(config: str, batch_size: int, images: int = 64, batches: int = 10)
     Raises:
         FileNotFoundError: the files are not there.
     """
-    loader = load_config(config).train_dataloader
+    settings = load_config(config)
+    with scope_of(settings), building(settings, 'its training data'):
+        return _measured(settings.train_dataloader, batch_size, images, batches)
+
+
+def _measured(loader: Any, batch_size: int, images: int, batches: int) -> DataCost:
+    import mmpretrain.datasets  # noqa: F401 (registers the data sets)
+
     loader.update(batch_size=batch_size)
     alone = dict(loader, num_workers=0, persistent_workers=False, pin_memory=False)
     alone.pop('prefetch_factor', None)

@@ -171,7 +171,9 @@ def check_mask(mask: Tensor, grid: Grid) -> None:
     if mask.dim() != 2 or mask.shape[1] != grid[0] * grid[1]:
         raise ValueError(
             f'mask of shape {tuple(mask.shape)} does not fit the {grid[0]}x{grid[1]} patch grid: '
-            f'expected (B, {grid[0] * grid[1]})'
+            f'expected (B, {grid[0] * grid[1]}). Images of another size than that of the model '
+            '(interpolate_pos_encoding=True in transformers) cannot be thrown from: build it with '
+            'theirs'
         )
 
 

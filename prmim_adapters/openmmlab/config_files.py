@@ -112,8 +112,14 @@ def _check_file(path: Path) -> None:
         beside = [str(file) for file in path.parent.glob('*.py')] if path.parent.is_dir() else []
         raise FileNotFoundError(
             f'{path}: no such config: give a file, or PACKAGE::PATH for one of a package'
-            f'{nearest(str(path), beside)}'
+            f'{_shipped_as(path) or nearest(str(path), beside)}'
         )
+
+
+def _shipped_as(path: Path) -> str:
+    """'. Did you mean prmim_adapters::NAME.py?' for the bare name of a shipped config, else ''."""
+    names = [name for name, file in shipped.configs().items() if file.stem == path.stem]
+    return f". Did you mean 'prmim_adapters::{names[0]}'?" if names else ''
 
 
 def _in_package(package: str, inside: str) -> Path:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -79,9 +80,12 @@ def separate(
 
 
 def overridden(framework: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """A model config with settings merged into it, as ``--cfg-options`` are merged."""
-    merged = Config(framework)
-    merged.merge_from_dict(settings)
+    """A model config with settings merged into it, as ``--cfg-options`` are merged.
+
+    Both stay as they are: mmengine takes ``_delete_`` out of what it merges.
+    """
+    merged = Config(copy.deepcopy(framework))
+    merged.merge_from_dict(copy.deepcopy(settings))
     return dict(merged.items())
 
 

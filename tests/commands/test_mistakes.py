@@ -65,6 +65,7 @@ MISTAKES = {
     'cost': ["Missing argument 'CONFIG'", 'See prmim cost --help'],
     'cost small.py --trow-ratio 0.5': ['--trow-ratio', "Did you mean '--throw-ratio'?"],
     'cost smalll.py': ['smalll.py: no such config', "Did you mean 'small.py'?"],
+    'cost mae_prmim_vitb': ["Did you mean 'prmim_adapters::mae_prmim_vitb.py'?"],
     'cost folder': ['folder is a folder', 'give a config file in it'],
     'cost no_model.py': ['no_model.py has no `model`', '`model = dict(type=...)`'],
     'cost syntax.py': ['syntax.py', 'line 1', 'never closed'],

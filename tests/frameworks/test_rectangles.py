@@ -24,7 +24,7 @@ allow_rectangles()
 ARCH = dict(embed_dims=48, num_layers=2, num_heads=3, feedforward_channels=96)
 
 
-def build(img_size, num_patches, head='MAEPretrainHead', **changes):
+def build(img_size, num_patches, head='MAEPretrainHead', settings_only=False, **changes):
     torch.manual_seed(0)
     framework = dict(
         type='MAE',
@@ -46,6 +46,8 @@ def build(img_size, num_patches, head='MAEPretrainHead', **changes):
             loss=dict(type='PixelReconstructionLoss', criterion='L2'),
         ),
     )
+    if settings_only:
+        return framework
     model = MODELS.build({**framework, **changes})
     model.init_weights()
     return model
@@ -208,3 +210,19 @@ def test_the_cross_attention_decoder_has_the_positions_of_the_grid():
         assert model.loss(images, None)['loss'].isfinite()
     with pytest.raises(ValueError, match=r'neck\.num_patches=16, .* 2x4 = 8 patches: set neck'):
         build((32, 64), 8, type='CrossMAE', neck=dict(neck, num_patches=16))
+
+
+@pytest.mark.parametrize(
+    ('part', 'changes', 'message'),
+    [
+        ('backbone', dict(patch_cfg=dict(in_channels=4)), r'4 channels, and 3 are predicted'),
+        ('neck', dict(in_chans=1), r'3 channels, and 1 are predicted.*neck\.in_chans'),
+        ('neck', dict(patch_size=8), r'head\.patch_size=16.*192 values'),
+        ('head', dict(patch_size=8), r'head\.patch_size=8.*\(16, 16\).*768 values'),
+    ],
+)
+def test_parts_that_disagree_about_a_patch_are_refused_at_attach(part, changes, message):
+    settings = build(64, 16, settings_only=True)
+    settings[part] |= changes
+    with pytest.raises(ValueError, match=message):
+        prmim.attach(MODELS.build(settings), 0.25)

@@ -176,6 +176,18 @@ def test_settings_of_the_framework_are_handed_on(config):
     assert attach_options(settings) == dict(aggregator='nearest')
 
 
+def test_a_setting_that_replaces_a_name_does_so_each_time_the_model_is_built(config):
+    """Merging takes ``_delete_`` out: not out of the config, which is asked again."""
+    arch = dict(_delete_=True, embed_dims=32, num_layers=1, num_heads=2, feedforward_channels=64)
+    framework = dict(FRAMEWORK, backbone=dict(FRAMEWORK['backbone'], arch='b'))
+    made = config('PRMIM', framework=framework, backbone=dict(arch=arch))
+    before = made.model.to_dict()
+    for _ in range(2):
+        assert framework_settings(made)['backbone']['arch']['embed_dims'] == 32
+        assert own_ratio(made) == 0.25
+        assert made.model.to_dict() == before
+
+
 def test_a_setting_of_nobody_says_where_the_frameworks_live(config):
     settings = config('PRMIM', maskratio=0.5)
     message = (

@@ -33,6 +33,10 @@ def _hiera_model_grid(model: Any) -> Grid:
 
 
 def _deit_grid(model: Any) -> Grid:
+    if not isinstance(model.config.image_size, int):
+        from ..huggingface.vit import refuse_rectangles
+
+        refuse_rectangles(model)
     patches = model.deit.embeddings.patch_embeddings
     return patch_grid(patches.image_size, patches.patch_size, 'config.image_size')
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mmpretrain.models import SimMIMHead
+from mmpretrain.models import SimMIMHead, SimMIMLinearDecoder
 from mmpretrain.models.selfsup.simmim import SimMIMSwinTransformer
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from ..dense import feature_map, fixed_positions
 from ..registry import ADAPTERS
 from ..seams import Seams
 from .beit import check_relative_bias, encode_present
+from .channels import check_channels
 from .swin import check_packable, embed_units, stages
 
 
@@ -112,9 +113,11 @@ def simmim(model: Any) -> Seams:
     """Seams: the backbone, and the head's view of image and mask.
 
     Raises:
-        ValueError: an encoder that cannot run on present tokens or units.
+        ValueError: an encoder that cannot run on present tokens or units, or images of other
+            channels than are predicted.
     """
     backbone = model.backbone
+    _check_predicted(model)
     height, width = backbone.patch_resolution
     is_swin = isinstance(backbone, SimMIMSwinTransformer)
     if is_swin:
@@ -134,6 +137,22 @@ def simmim(model: Any) -> Seams:
         width=model.neck.decoder[0].in_channels,
         num_prefix=0 if is_swin else 1,
         absolute_positions=False,
+    )
+
+
+def _check_predicted(model: Any) -> None:
+    """One channel on either side is compared with all of the other, as upstream does."""
+    if not isinstance(model.neck, SimMIMLinearDecoder):
+        return
+    layer, shuffle = model.neck.decoder
+    predicted = layer.out_channels // shuffle.upscale_factor**2
+    if 1 in (predicted, model.backbone.patch_embed.projection.in_channels):
+        return
+    check_channels(
+        model,
+        predicted,
+        'SimMIMLinearDecoder always predicts 3; use a neck of your own, or set '
+        'backbone.in_channels=3',
     )
 
 

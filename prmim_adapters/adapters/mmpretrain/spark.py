@@ -28,6 +28,7 @@ from ...packed.units import Units
 from ..dense import fixed_positions
 from ..registry import ADAPTERS
 from ..seams import Seams
+from .channels import check_channels
 
 _SCALES = 4
 
@@ -122,7 +123,7 @@ def spark(model: Any) -> Seams:
     """Seams: the mask, the projections and the decoder, which mmpretrain calls the neck.
 
     Raises:
-        ValueError: a decoder that units do not fit.
+        ValueError: a decoder that units or the images do not fit.
     """
     _check_decoder(model)
     size = model.feature_map_size
@@ -158,4 +159,11 @@ def _check_decoder(model: Any) -> None:
     if kernels != {4}:
         raise ValueError(
             f'neck.kernel_size={sorted(kernels)}: partial reconstruction needs the default, 4'
+        )
+    if type(model.head).construct_target is SparKPretrainHead.construct_target:
+        check_channels(
+            model,
+            model.neck.proj.out_channels,
+            'SparKLightDecoder always predicts 3; give it another last layer (neck.proj) in a '
+            'subclass, or set backbone.in_channels=3',
         )

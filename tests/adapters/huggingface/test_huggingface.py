@@ -241,6 +241,18 @@ def test_a_checkpoint_continues_by_from_pretrained_and_the_light_stage_by_its_na
         assert torch.equal(again.state_dict()[name], value), name
 
 
+def deit(**options):
+    config = transformers.DeiTConfig(**(SMALL | options), encoder_stride=4)
+    return transformers.DeiTForMaskedImageModeling(config)
+
+
+def test_images_of_another_size_are_refused_by_the_name_of_the_option():
+    model = prmim.attach(deit(image_size=16), throw_ratio=0.25)
+    pixels, mask = torch.randn(1, 3, 32, 32), torch.arange(64)[None] < 48
+    with pytest.raises(ValueError, match=r'4x4 patch grid.*interpolate_pos_encoding=True'):
+        model(pixels, mask, interpolate_pos_encoding=True)
+
+
 @pytest.mark.parametrize(
     'build',
     [
@@ -249,6 +261,7 @@ def test_a_checkpoint_continues_by_from_pretrained_and_the_light_stage_by_its_na
             transformers.ViTConfig(**(SMALL | dict(image_size=(16, 64))), encoder_stride=4)
         ),
         lambda: swin(image_size=(32, 64)),
+        lambda: deit(image_size=(16, 64)),
     ],
 )
 def test_rectangles_that_the_loss_of_transformers_fails_on_are_refused_at_attach(build):

@@ -214,3 +214,11 @@ def test_recipe_is_the_originals():
     assert rates[10 * steps_per_epoch] == pytest.approx(4e-4)
     assert rates[700 * steps_per_epoch - 1] == pytest.approx(4e-4)
     assert rates[700 * steps_per_epoch] == rates[-1] == pytest.approx(4e-5)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_images_of_four_bands_are_refused_at_attach(kind):
+    """SimMIMLinearDecoder predicts three; one band is compared with all three, as upstream."""
+    with pytest.raises(ValueError, match=r'4 channels, and 3 are predicted.*neck of your own'):
+        prmim.attach(build(kind, in_channels=4), throw_ratio=0.5)
+    prmim.attach(build(kind, in_channels=1), throw_ratio=0.5)

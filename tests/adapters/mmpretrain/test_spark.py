@@ -15,7 +15,7 @@ from prmim_adapters.accounting.closed_form import predicted_saving
 from prmim_adapters.frameworks import packed_convnext  # noqa: F401, registers the backbone
 
 
-def build(backbone='SparseConvNeXt', width=32, arch=None, input_size=160, **options):
+def build(backbone='SparseConvNeXt', width=32, arch=None, input_size=160, channels=3, **options):
     torch.manual_seed(0)
     neck = {'feature_dim': width, 'upsample_ratio': 32, 'norm_cfg': {'type': 'BN'}}
     encoder = 64 if arch is None else 768
@@ -27,6 +27,7 @@ def build(backbone='SparseConvNeXt', width=32, arch=None, input_size=160, **opti
             'enc_dec_norm_dim': encoder,
             'backbone': {
                 'type': backbone,
+                'in_channels': channels,
                 'arch': arch or {'depths': [1, 1, 1, 1], 'channels': [8, 16, 32, 64]},
                 'out_indices': [0, 1, 2, 3],
                 'gap_before_output': False,
@@ -143,3 +144,17 @@ def test_detach_restores_every_class():
     classes = [type(module) for module in model.modules()]
     prmim.detach(prmim.attach(model, throw_ratio=0.4))
     assert [type(module) for module in model.modules()] == classes
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_images_that_the_decoder_cannot_predict_are_refused_at_attach(channels):
+    model = build(channels=channels)
+    with pytest.raises(ValueError, match=rf'{channels} channels, and 3 are predicted'):
+        prmim.attach(model, throw_ratio=0.25)
+
+
+def test_another_last_layer_predicts_as_many_channels_as_the_images_have():
+    model = build(channels=4)
+    model.neck.proj = torch.nn.Conv2d(model.neck.proj.in_channels, 4, 1)
+    prmim.attach(model, throw_ratio=0.25)
+    assert model.loss(torch.randn(2, 4, 160, 160), None)['loss'].isfinite()
