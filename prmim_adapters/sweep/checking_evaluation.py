@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.registry import DefaultScope
+from mmengine.registry import FUNCTIONS, DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS
 from mmpretrain.structures import DataSample
@@ -107,6 +107,10 @@ def _first_image(source: Any, skips: bool) -> np.ndarray:
 
 
 def _collated(loader: dict[str, Any], sample: dict[str, Any]) -> Batch:
+    collate = loader.get('collate_fn')
+    kind = collate.get('type') if isinstance(collate, dict) else None
+    if isinstance(kind, str) and FUNCTIONS.get(kind) is None:
+        raise ValueError(f"collate_fn: type={kind!r} is not registered; e.g. 'default_collate'")
     alone = dict(loader, dataset=[sample], num_workers=0, persistent_workers=False)
     alone.pop('prefetch_factor', None)
     return next(iter(Runner.build_dataloader(alone, seed=0)))

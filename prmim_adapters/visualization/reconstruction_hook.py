@@ -79,8 +79,11 @@ class ReconstructionHook(Hook):
         check_whole('ReconstructionHook: seed', seed, 0)
         check_flag('ReconstructionHook: by_epoch', by_epoch)
         check_flag('ReconstructionHook: losses', losses)
-        if channels is not None and len(channels) != 3:
-            raise ValueError(f'ReconstructionHook: channels={channels!r}: give three, or None')
+        if channels is not None:
+            if not isinstance(channels, (list, tuple)) or len(channels) != 3:
+                raise ValueError(f'ReconstructionHook: channels={channels!r}: give three, or None')
+            for channel in channels:
+                check_whole('ReconstructionHook: channels', channel, 0)
         self.images = [images] if isinstance(images, str) else images
         self.num_images = num_images
         self.interval = interval

@@ -101,7 +101,7 @@ def test_a_good_spec_gives_an_image_of_each_loader(spec):
         ),
         (
             lambda s: evaluated(s, train=dict(s.evaluation.train, collate_fn=dict(type='raedy'))),
-            r'evaluation\.train: TypeError at mmengine/runner/runner\.py',
+            r"evaluation\.train: collate_fn: type='raedy' is not registered",
         ),
         (
             lambda s: replace(

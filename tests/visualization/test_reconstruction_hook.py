@@ -244,6 +244,10 @@ def test_pictures_are_of_the_files_and_folders_given(folder: Path) -> None:
         (dict(num_images=2.0), TypeError, r'num_images=2.0 \(float\): expected a whole number'),
         (dict(by_epoch='no'), TypeError, "by_epoch='no'"),
         (dict(channels=[0, 1]), ValueError, r'channels=\[0, 1\]: give three'),
+        (dict(channels=3), ValueError, 'channels=3: give three'),
+        (dict(channels='rgb'), ValueError, "channels='rgb': give three"),
+        (dict(channels=[0, 1.5, 2]), TypeError, 'channels=1.5'),
+        (dict(channels=[-1, 0, 1]), ValueError, 'channels=-1'),
         (dict(seed=-1), ValueError, 'seed=-1'),
     ],
 )
