@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -79,7 +78,7 @@ def run_until(command: list[str], deadline: float) -> int | None:
     try:
         return process.wait(max(deadline - time.time(), 0.0))
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # Ctrl-C is ignored by what a shell started in the background
     try:
         process.wait(ENDING_SECONDS)
     except subprocess.TimeoutExpired:

@@ -231,7 +231,7 @@ def test_a_wrong_choice_of_the_kernel_is_found(tmp_path, monkeypatch):
 def test_sweeps_are_interrupted_at_the_deadline(tmp_path):
     begin = time.time()
     # A shell, since an interpreter may take longer to start than it is given here.
-    command = ['sh', '-c', f'trap "touch {tmp_path}/kept; exit" INT; sleep 60 & wait']
+    command = ['sh', '-c', f'trap "touch {tmp_path}/kept; exit" TERM; sleep 60 & wait']
     assert evidence.run_until(command, time.time() + 1.5) is None
     assert time.time() - begin < 20
     assert (tmp_path / 'kept').exists()
