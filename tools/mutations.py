@@ -201,7 +201,7 @@ MUTATIONS = [
     ),
     Mutation(
         'keys do not know their positions',
-        'adapters/base.py',
+        'adapters/specs.py',
         "options.setdefault('key_positions', True)",
         'pass',
         contract(KEYS, 'beit', 'simmim-swin', 'spark', 'huggingface-swin'),

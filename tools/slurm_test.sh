@@ -8,7 +8,7 @@
 #   tools/slurm_test.sh [arguments of pytest]
 set -uo pipefail
 repository=$(cd "$(dirname "$0")/.." && pwd)
-folder=$(mktemp -d /tmp/prmim-slurm.XXXXXX) && chmod 755 "$folder"
+folder=$(mktemp -dt prmim-slurm.XXXXXX) && chmod 755 "$folder"
 daemons=()
 
 skip() {

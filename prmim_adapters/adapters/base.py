@@ -8,8 +8,6 @@ class to a subclass that runs the heavy network on present tokens only, and find
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -19,13 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core import PartialReconstruction
-from ..core.aggregation import CrossAttention
-from ..core.partition import Sampler
-from .registry import ADAPTERS, AGGREGATORS, SAMPLERS, Registry, qualified
+from .registry import ADAPTERS
 from .seams import Seams, check_seams
+from .specs import Spec, build_aggregator, build_sampler
 
 Model = TypeVar('Model', bound=nn.Module)
-Spec = str | Callable[..., Any] | dict[str, Any] | None
 Adapter = Callable[[Any], Seams]
 
 _STATE = '_prmim_attachment'
@@ -102,9 +98,9 @@ def attach(
     partial = PartialReconstruction(
         float(throw_ratio),
         seams.grid,
-        _build_sampler(sampler),
+        build_sampler(sampler),
         [
-            _build_aggregator(stage, seams, model)
+            build_aggregator(stage, seams, model)
             for _ in range(seams.num_features)
             for stage in stages
             if stage is not None
@@ -267,53 +263,6 @@ def _find_adapter(model: nn.Module) -> tuple[str, Adapter]:
             "of your own: @ADAPTERS.register_module(framework='my_pkg.MyMIM')"
         )
     return framework, ADAPTERS.get(framework)
-
-
-def _build_sampler(spec: Spec) -> Sampler:
-    function, options = _entry_and_options(SAMPLERS, spec)
-    try:  # a wrong option shows here rather than in the first step
-        inspect.signature(function).bind('mask', 'num_kept', 'grid', 'noise', **options)
-    except TypeError as error:
-        raise TypeError(f'sampler {_shown(spec)}, called with {options}: {error}') from None
-    return functools.partial(function, **options) if options else function
-
-
-def _build_aggregator(spec: Any, seams: Seams, model: nn.Module) -> nn.Module:
-    kind, options = _entry_and_options(AGGREGATORS, spec)
-    if isinstance(kind, type) and issubclass(kind, CrossAttention) and not seams.absolute_positions:
-        options.setdefault('key_positions', True)
-    module = kind(width=seams.width, grid=seams.grid, **options)
-    if not isinstance(module, nn.Module):
-        raise TypeError(
-            f'aggregator {_shown(spec)} made a {type(module).__name__}: expected a torch.nn.Module'
-        )
-    reference = next(model.parameters())
-    return module.to(device=reference.device, dtype=reference.dtype).train(model.training)
-
-
-def _entry_and_options(registry: Registry, spec: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """What a spec names, and the options that it gives.
-
-    Raises:
-        TypeError: it names nothing, or a module that has been built already.
-        KeyError: it is not registered.
-    """
-    options = dict(spec) if isinstance(spec, dict) else dict(type=spec)
-    kind = options.pop('type', None)
-    if isinstance(kind, str):
-        found = None if kind in registry else qualified(kind)
-        return (registry.get(kind) if found is None else found), options
-    if not callable(kind) or isinstance(kind, nn.Module):
-        raise TypeError(
-            f'{registry.kind}={spec!r}: give a name, a function or class, or dict(type=name, '
-            '**options)'
-        )
-    return kind, options
-
-
-def _shown(spec: Any) -> str:
-    kind = spec['type'] if isinstance(spec, dict) else spec
-    return repr(kind if isinstance(kind, str) else getattr(kind, '__name__', kind))
 
 
 def _check_sampler(partial: PartialReconstruction, seams: Seams) -> None:

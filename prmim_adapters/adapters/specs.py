@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samplers and light stages by what ``attach`` is given: a name, a function or class, or a dict."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..core.aggregation import CrossAttention
+from ..core.partition import Sampler
+from .registry import AGGREGATORS, SAMPLERS, Registry, qualified
+from .seams import Seams
+
+Spec = str | Callable[..., Any] | dict[str, Any] | None
+
+
+def build_sampler(spec: Spec) -> Sampler:
+    """The sampler that a spec names, with its options bound.
+
+    Raises:
+        TypeError: it names none, or an option is unknown.
+        KeyError: it is not registered.
+    """
+    function, options = _entry_and_options(SAMPLERS, spec)
+    try:  # a wrong option shows here rather than in the first step
+        inspect.signature(function).bind('mask', 'num_kept', 'grid', 'noise', **options)
+    except TypeError as error:
+        raise TypeError(f'sampler {_shown(spec)}, called with {options}: {error}') from None
+    return functools.partial(function, **options) if options else function
+
+
+def build_aggregator(spec: Any, seams: Seams, model: nn.Module) -> nn.Module:
+    """A light stage of the width and grid of ``seams``, where ``model`` is and in its type.
+
+    Raises:
+        TypeError: the spec names none, or makes no module.
+        KeyError: it is not registered.
+    """
+    kind, options = _entry_and_options(AGGREGATORS, spec)
+    if isinstance(kind, type) and issubclass(kind, CrossAttention) and not seams.absolute_positions:
+        options.setdefault('key_positions', True)
+    module = kind(width=seams.width, grid=seams.grid, **options)
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f'aggregator {_shown(spec)} made a {type(module).__name__}: expected a torch.nn.Module'
+        )
+    reference = next(model.parameters())
+    return module.to(device=reference.device, dtype=reference.dtype).train(model.training)
+
+
+def _entry_and_options(registry: Registry, spec: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What a spec names, and the options that it gives.
+
+    Raises:
+        TypeError: it names nothing, or a module that has been built already.
+        KeyError: it is not registered.
+    """
+    options = dict(spec) if isinstance(spec, dict) else dict(type=spec)
+    kind = options.pop('type', None)
+    if isinstance(kind, str):
+        found = None if kind in registry else qualified(kind)
+        return (registry.get(kind) if found is None else found), options
+    if not callable(kind) or isinstance(kind, nn.Module):
+        raise TypeError(
+            f'{registry.kind}={spec!r}: give a name, a function or class, or dict(type=name, '
+            '**options)'
+        )
+    return kind, options
+
+
+def _shown(spec: Any) -> str:
+    kind = spec['type'] if isinstance(spec, dict) else spec
+    return repr(kind if isinstance(kind, str) else getattr(kind, '__name__', kind))
