@@ -5,8 +5,10 @@
   are compared: a block after ``<!-- file: PATH -->`` is PATH (or consecutive lines of it), one after
   ``<!-- config -->`` is loaded as a config and its model built. ``<!-- with: NAME -->`` calls that
   function of :mod:`doc_setup` first. ``<!-- not run: REASON -->`` skips a block.
-* ``bash`` blocks: ``make`` targets, ``mim train`` configs and ``prmim`` commands with their options
-  exist.
+* ``bash`` blocks: what they name exists (:mod:`doc_commands`). A block runs after ``<!-- run -->``
+  or ``<!-- with: NAME -->``; ``<!-- run: NAME -->`` says that a test runs it, ``<!-- not run:
+  REASON -->`` why nobody does. One of these must be there.
+* Tests and benchmarks that a REASON names exist.
 * Every block has a language; ``yaml`` blocks are YAML, and extras that ``pip install`` names exist.
 * Relative links and pictures exist, and the headings that links point to.
 * A figure followed by ``<!-- FILE.json#key.path FORMAT -->`` is that value of a committed result;
@@ -22,7 +24,6 @@ import io
 import json
 import os
 import re
-import shlex
 import sys
 import tempfile
 import traceback
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import doc_setup
+from doc_commands import run_commands, unknown_commands, unknown_file
 from doc_generated import generated
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,16 +79,20 @@ def blocks(text: str, folder: Path) -> Iterator[str]:
     for match in BLOCK.finditer(text):
         line = text[: match.start('code')].count('\n') + 1
         note, language, code = match['note'] or '', match['language'], match['code']
-        if note.startswith('not run: '):
-            continue
-        if language == 'python':
+        not_run = note.startswith('not run: ')
+        if language == 'bash':
+            mistake = bash_block(note, code, folder)
+        elif not_run:
+            mistake = None
+        elif language == 'python':
             mistake = python_block(note, code, namespace, folder)
-        elif language in ('bash', 'shell', 'console'):
-            mistake = next(bash_block(code), None)
         elif language == 'yaml':
             mistake = yaml_block(code)
         else:
             mistake = None if language else 'the block has no language; "text" if it is none'
+        if not_run:
+            named = re.findall(r'\b(?:tests|benchmarks)/[\w./]+\w', note)
+            mistake = mistake or next((m for name in named for m in unknown_file(name)), None)
         if mistake:
             yield f'line {line}: {mistake}'
 
@@ -127,6 +133,19 @@ def python_block(note: str, code: str, namespace: dict[str, Any], folder: Path) 
     return None
 
 
+def bash_block(note: str, code: str, folder: Path) -> str | None:
+    """What is wrong with the block: it names what does not exist, fails, or nobody knows if it does."""
+    unknown = next(unknown_commands(code), None)
+    if unknown or re.match(r'(not )?run: ', note):
+        return unknown
+    if note != 'run' and not note.startswith('with: '):
+        return 'say whether it is run: <!-- run -->, <!-- run: NAME --> or <!-- not run: REASON -->'
+    with silent_in(folder):
+        if note != 'run':
+            getattr(doc_setup, note.removeprefix('with: '))()
+        return run_commands(code)
+
+
 @contextlib.contextmanager
 def silent_in(folder: Path) -> Iterator[None]:
     """Work in that folder, and print nothing."""
@@ -162,77 +181,6 @@ def build_config(code: str) -> None:
         config = Config.fromfile(path)
     init_default_scope('mmpretrain')
     MODELS.build(config.model)
-
-
-def bash_block(code: str) -> Iterator[str]:
-    """Commands that do not exist."""
-    for line in code.replace('\\\n', ' ').splitlines():
-        for command in re.split(r'&&|;|\|', line):
-            words = shlex.split(command.removeprefix('$ '), comments=True)
-            while words and re.fullmatch(r'\w+=\S*', words[0]):
-                words = words[1:]
-            if words[:1] == ['make']:
-                yield from unknown_targets(words[1:])
-            elif words[:2] == ['mim', 'train'] and words[3].startswith('configs/mmpretrain/'):
-                yield from unknown_file(words[3])
-            elif words[:3] == ['mim', 'train', 'prmim-adapters']:
-                yield from unknown_file(f'configs/mmpretrain/{words[3]}')
-            elif words[:1] == ['prmim']:
-                yield from unknown_options(words[1:])
-            elif words[:1] == ['python'] and words[1].endswith('.py'):
-                yield from unknown_file(words[1])
-            elif words[:2] == ['pip', 'install']:
-                yield from unknown_extras(command)
-
-
-def unknown_extras(command: str) -> Iterator[str]:
-    """Extras of this package that setup.cfg lacks."""
-    from setuptools.config.setupcfg import read_configuration
-
-    known = read_configuration('setup.cfg')['options']['extras_require']
-    for extras in re.findall(r'(?:prmim[-_]adapters|\.)\[([\w,]+)\]', command):
-        for extra in set(extras.split(',')) - set(known):
-            yield f'setup.cfg has no extra {extra!r}'
-
-
-def unknown_targets(words: list[str]) -> Iterator[str]:
-    """Targets that the Makefile lacks."""
-    makefile = Path('Makefile').read_text()
-    for target in (word for word in words if '=' not in word and not word.startswith('-')):
-        if not re.search(rf'^{re.escape(target)}:', makefile, re.M):
-            yield f'make has no target {target!r}'
-
-
-def unknown_file(name: str) -> Iterator[str]:
-    """A file of this repository that is not there."""
-    if not Path(name).exists():
-        yield f'{name} does not exist'
-
-
-def unknown_options(words: list[str]) -> Iterator[str]:
-    """Commands and options that ``prmim`` lacks, and configs that do not exist."""
-    import click
-
-    from prmim_adapters.cli import main as cli
-
-    if not words or words[0].startswith('-'):
-        return
-    assert isinstance(cli, click.Group)
-    context = click.Context(cli)
-    command = cli.get_command(context, words[0])
-    if command is None:
-        yield f'prmim has no command {words[0]!r}'
-        return
-    if not command.context_settings.get('allow_interspersed_args', True):  # another program's
-        return
-    known = {option for parameter in command.params for option in parameter.opts}
-    for word in words[1:]:
-        if word.startswith('--') and word.split('=')[0] not in known | {'--help'}:
-            yield f'prmim {words[0]} has no option {word}'
-        if word.startswith('configs/'):
-            yield from unknown_file(word)
-        if word.startswith('prmim_adapters::'):
-            yield from unknown_file(word.replace('prmim_adapters::', 'configs/mmpretrain/'))
 
 
 def links(path: Path, text: str) -> Iterator[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of docs/cluster.md, on ``same_masks_config.py``, and what all runs must agree in."""
+"""Commands of the documentation, on ``same_masks_config.py``, and what all runs must agree in."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-PAGE = HERE.parents[1] / 'docs' / 'cluster.md'
+PAGES = '\n'.join(p.read_text() for p in sorted((HERE.parents[1] / 'docs').glob('*.md')))
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != 'MASTER_PORT'},
     'PYTHONPATH': os.pathsep.join([str(HERE), str(HERE.parents[1])]),
@@ -20,8 +20,8 @@ EPOCHS = range(1, 6)
 
 
 def page(name):
-    """Commands of the page, by the name in the comment above them: ``<!-- run: NAME -->``."""
-    blocks = re.findall(r'<!-- run: (\S+) -->\n```bash\n(.*?)```', PAGE.read_text(), re.S)
+    """Commands of a page, by the name in the comment above them: ``<!-- run: NAME -->``."""
+    blocks = re.findall(r'<!-- run: (\S+) -->\n```bash\n(.*?)```', PAGES, re.S)
     return dict(blocks)[name]
 
 

@@ -26,6 +26,8 @@ def checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     (tmp_path / 'code.py').write_text('a = 1\nb = 2\n')
     (tmp_path / 'cost.json').write_text(json.dumps({'rows': [{'saving': 0.2785, 'macs': 9.795e9}]}))
     (tmp_path / 'table.md').write_text('| a |\n')
+    (tmp_path / 'tests').mkdir()
+    (tmp_path / 'tests' / 'test_a.py').touch()
     (tmp_path / 'setup.cfg').write_text('[options.extras_require]\nsweep =\n    scipy\n')
     return module
 
@@ -34,16 +36,24 @@ def fenced(language: str, code: str, note: str = '') -> str:
     return f'{note}\n```{language}\n{code}\n```\n'
 
 
+def command(code: str, note: str = '<!-- not run: example -->') -> str:
+    return fenced('bash', code, note)
+
+
 RIGHT = {
     'runs': fenced('python', 'x = 1') + fenced('python', 'assert x == 1'),
     'file': fenced('python', 'b = 2', '<!-- file: code.py -->'),
     'not run': fenced('python', 'no such', '<!-- not run: example -->'),
-    'make': fenced('bash', 'make pretrain PYTHON=python'),
-    'prmim': fenced('bash', 'prmim show CONFIG CKPT a.png --out b.png'),
-    'foreign': fenced('bash', 'X=1 mim train mmpretrain some.py --resume && ls'),
+    'command runs': command('prmim configs --copy mae_prmim_vitb --out a', '<!-- run -->'),
+    'run by a test': command('torchrun x.py', '<!-- run: name -->'),
+    'made before': command('prmim cost my_config.py --help', '<!-- with: my_config -->'),
+    'named': fenced('python', 'no such', '<!-- not run: tests/test_a.py does -->'),
+    'make': command('make pretrain PYTHON=python'),
+    'prmim': command('prmim show CONFIG CKPT a.png --out b.png'),
+    'foreign': command('X=1 mim train mmpretrain some.py --resume && ls'),
     'link': '# A part\n[a](code.py) [b](https://example.org) [c](#a-part)',
     'yaml': fenced('yaml', 'a: {b: 1}'),
-    'extra': fenced('bash', "pip install '.[sweep]'"),
+    'extra': command("pip install '.[sweep]'"),
     'help': '<!-- begin: help list -->\n{list}<!-- end -->',
     'figure': '**27.9 %**<!-- cost.json#rows.0.saving .1% -->, 9.795 GMACs'
     '<!-- cost.json#rows.0.macs G.3f -->',
@@ -53,18 +63,28 @@ WRONG = {
     'fails': (fenced('python', 'assert 1 == 2'), 'the block fails'),
     'file': (fenced('python', 'b = 3', '<!-- file: code.py -->'), 'not what code.py says'),
     'no file': (fenced('python', 'b = 3', '<!-- file: gone.py -->'), 'does not exist'),
-    'make': (fenced('bash', 'make train'), "no target 'train'"),
-    'prmim': (fenced('bash', 'prmim fly'), "no command 'fly'"),
-    'option': (fenced('bash', 'prmim show --fast'), 'no option --fast'),
+    'unmarked': (command('ls', ''), 'say whether it is run'),
+    'command fails': (
+        command('prmim configs --copy gone', '<!-- run -->'),
+        'prmim configs --copy gone fails:\n',
+    ),
+    'not a command of ours': (command('ls', '<!-- run -->'), 'only prmim commands are run, not ls'),
+    'named': (
+        fenced('python', 'no such', '<!-- not run: tests/test_b.py does -->'),
+        'tests/test_b.py does not exist',
+    ),
+    'make': (command('make train'), "no target 'train'"),
+    'prmim': (command('prmim fly'), "no command 'fly'"),
+    'option': (command('prmim show --fast'), 'no option --fast'),
     'config': (
-        fenced('bash', 'mim train mmpretrain configs/mmpretrain/gone.py'),
+        command('mim train mmpretrain configs/mmpretrain/gone.py'),
         'gone.py does not exist',
     ),
     'link': ('![a](gone.png)', 'link to gone.png'),
     'heading': ('# A part\n[a](#another-part)', '#another-part: no such heading'),
     'language': (fenced('', 'what is it'), 'no language'),
     'yaml': (fenced('yaml', 'a: {b: 1'), 'no YAML'),
-    'extra': (fenced('bash', "pip install '.[fast]'"), "no extra 'fast'"),
+    'extra': (command("pip install '.[fast]'"), "no extra 'fast'"),
     'help': ('<!-- begin: help list -->\nold\n<!-- end -->', 'help list differs'),
     'made': ('<!-- begin: wish list -->\n<!-- end -->', 'neither a file nor'),
     'figure': ('28.0 %<!-- cost.json#rows.0.saving .1% -->', 'saving = 27.9'),
