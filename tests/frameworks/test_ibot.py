@@ -358,6 +358,11 @@ def test_patch_loss_reads_masked_positions_only():
     assert calls == [GLOBAL * IMAGES + masked, LOCAL * IMAGES]
 
 
+def test_neck_and_head_must_agree_about_the_prototypes():
+    with pytest.raises(ValueError, match=r'neck\.out_channels=24, but head\.out_channels=21'):
+        build(head=dict(out_channels=21))
+
+
 def test_wrong_masks_and_crops_are_errors():
     model = build()
     crops, samples = batch()

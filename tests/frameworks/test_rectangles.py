@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mmpretrain's MAE on images that are not square, with and without partial reconstruction."""
+"""mmpretrain's MAE and iTPN on images that are not square, with and without partial reconstruction."""
 
 from __future__ import annotations
 
@@ -62,6 +62,42 @@ def positions_by_hand(grid, width):
             y, x = row * omega, column * omega
             found.append(torch.cat((y.sin(), y.cos(), x.sin(), x.cos())))
     return torch.stack(found)
+
+
+HIVIT = dict(
+    arch=dict(embed_dims=32, depths=[1, 1, 2], num_heads=2), img_size=(64, 256), patch_size=16
+)
+
+
+def build_hivit(framework):
+    backbone = dict(HIVIT, type='MAEHiViT' if framework == 'MAE' else 'iTPNHiViT')
+    neck = dict(
+        type='MAEPretrainDecoder' if framework == 'MAE' else 'iTPNPretrainDecoder',
+        num_patches=64,
+        embed_dim=32,
+        decoder_embed_dim=48,
+        decoder_depth=1,
+        decoder_num_heads=3,
+    )
+    if framework == 'iTPN':
+        backbone |= dict(reconstruction_type='pixel', out_indices=[1])
+        neck |= dict(reconstruction_type='pixel', fpn_dim=16, fpn_depth=1)
+    return build((64, 256), 64, type=framework, backbone=backbone, neck=neck)
+
+
+@pytest.mark.parametrize('framework', ['MAE', 'iTPN'])
+def test_hivit_has_the_positions_of_the_grid_in_every_pass(framework):
+    """Of 4 x 16 patches upstream would stretch a square of 8 x 8 in each."""
+    model = build_hivit(framework)
+    backbone, images = model.backbone, torch.randn(2, 3, 64, 256)
+    expected = positions_by_hand((4, 16), 32)
+    found = backbone.interpolate_pos_encoding(torch.zeros(2, 64, 32), 64, 256)
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-5)
+    tables = model.neck.decoder_pos_embed[0, -64:]
+    torch.testing.assert_close(tables, positions_by_hand((4, 16), 48), rtol=0, atol=1e-5)
+    prmim.attach(model, 0.25)
+    assert partial_of(model).grid == (4, 16)
+    assert model.loss(images, None)['loss'].isfinite()
 
 
 @pytest.mark.parametrize(('img_size', 'grid'), [((64, 256), (4, 16)), ((32, 64), (2, 4))])

@@ -27,6 +27,7 @@ from ..mae_decoder import decode_units
 from ..registry import ADAPTERS
 from ..seams import Seams
 from .mae import PRMAEPretrainHead
+from .pixels import check_patches
 
 
 class PRFCMAEPretrainDecoder(FCMAEPretrainDecoder):
@@ -52,8 +53,14 @@ class PRFCMAEPretrainDecoder(FCMAEPretrainDecoder):
 
 @ADAPTERS.register_module(framework=f'{FCMAE.__module__}.{FCMAE.__qualname__}')
 def fcmae(model: Any) -> Seams:
-    """Seam: the decoder, which mmpretrain calls the neck."""
+    """Seam: the decoder, which mmpretrain calls the neck.
+
+    Raises:
+        ValueError: encoder, decoder and head disagree about the pixels of a unit.
+    """
     height, width = model.backbone.grid
+    side = model.backbone.unit_size
+    check_patches(model, (side, side), model.neck.pred.out_channels)
     return Seams(
         host='neck',
         guests=('head',),

@@ -5,6 +5,7 @@ Modifications, pixels:
 * The decoder's blocks run on visible and kept tokens, by the means of a declaration (see
   :mod:`..declared`): everything before and after them stays upstream's, so masked rows enter with
   three times the mask token, once for each level of the pyramid, and thrown ones pass the final norm.
+* Images need not be square (see ``frameworks/rectangles.py``).
 * The head weighs thrown tokens by its mask.
 
 Modifications, CLIP:
@@ -28,12 +29,16 @@ from mmpretrain.models.selfsup.itpn import iTPNHiViT
 from torch import Tensor, nn
 
 from ...core import PartialReconstruction, TokenPartition, gather_tokens, table_rows
+from ...frameworks.rectangles import allow_rectangles
 from ..averages import supervised_mean
 from ..blocks import Pass, PRModuleList
 from ..declared import Declaration
 from ..masks import Restore
 from ..registry import ADAPTERS
 from ..seams import Seams
+from .pixels import check_num_patches, check_patches
+
+allow_rectangles()
 
 _FRAMEWORK = 'mmpretrain.models.selfsup.itpn.iTPN'
 _PIXEL_DECODER = Declaration(
@@ -160,7 +165,11 @@ def _patches(x: Tensor, index: Tensor) -> Tensor:
 
 @ADAPTERS.register_module(framework=_FRAMEWORK)
 def itpn(model: Any) -> Seams:
-    """Seams of either kind of iTPN."""
+    """Seams of either kind of iTPN.
+
+    Raises:
+        ValueError: encoder, decoder and head disagree about the patches.
+    """
     return _pixel(model) if model.backbone.reconstruction_type == 'pixel' else _clip(model)
 
 
@@ -169,6 +178,8 @@ def _pixel(model: Any) -> Seams:
     backbone, decoder = model.backbone, model.neck
     height, width = backbone.patch_embed.patches_resolution
     length = height * width
+    check_num_patches((height, width), decoder.num_patches)
+    check_patches(model, backbone.patch_embed.patch_size, decoder.decoder_pred.out_features)
     return Seams(
         host='neck',
         guests=(_PIXEL_DECODER.blocks_path, 'head'),

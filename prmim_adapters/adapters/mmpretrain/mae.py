@@ -24,7 +24,7 @@ from ...frameworks.rectangles import allow_rectangles
 from ..mae_decoder import decode_supervised
 from ..registry import ADAPTERS
 from ..seams import Seams, patch_grid
-from .channels import check_channels, compares_pixels
+from .pixels import check_num_patches, check_patches
 
 allow_rectangles()
 
@@ -85,14 +85,11 @@ def mae(model: Any) -> Seams:
         ValueError: encoder, decoder and head disagree about the patches.
     """
     backbone, decoder = model.backbone, model.neck
-    height, width = patch_grid(*_sizes(backbone), where='backbone.img_size')
-    length = height * width
-    if length != decoder.num_patches:
-        raise ValueError(
-            f'backbone makes {height}x{width} = {length} patches, but '
-            f'neck.num_patches={decoder.num_patches}: set neck.num_patches={length}'
-        )
-    _check_pixels(model)
+    image_size, patch_size = _sizes(backbone)
+    grid = patch_grid(image_size, patch_size, where='backbone.img_size')
+    length = grid[0] * grid[1]
+    check_num_patches(grid, decoder.num_patches)
+    check_patches(model, patch_size, decoder.decoder_pred.out_features)
     return Seams(
         host='neck',
         guests=('head',),
@@ -101,32 +98,12 @@ def mae(model: Any) -> Seams:
             MAEPretrainHead: PRMAEPretrainHead,
             MIMHead: PRMIMHead,
         },
-        grid=(height, width),
+        grid=grid,
         width=decoder.decoder_pred.in_features,
         # as MAEViT.random_masking counts them
         num_masked=length - int(length * (1 - backbone.mask_ratio)),
         num_prefix=0 if isinstance(backbone, HiViT) else 1,
     )
-
-
-def _check_pixels(model: Any) -> None:
-    """As many values must be predicted of a patch as the head, if it is mmpretrain's, compares."""
-    head, methods = model.head, ('construct_target', 'patchify')
-    if not compares_pixels(head) or not all(_is_upstreams(head, method) for method in methods):
-        return
-    side = head.patch_size
-    predicted, rest = divmod(model.neck.decoder_pred.out_features, side**2)
-    if rest or tuple(_sizes(model.backbone)[1]) != (side, side):
-        raise ValueError(
-            f'head.patch_size={side}, the backbone has patches of {_sizes(model.backbone)[1]}, and '
-            f'the neck predicts {model.neck.decoder_pred.out_features} values of each: set '
-            'backbone.patch_size, neck.patch_size and head.patch_size to one number'
-        )
-    check_channels(model, predicted, 'set neck.in_chans, head.in_channels and the backbone alike')
-
-
-def _is_upstreams(head: Any, method: str) -> bool:
-    return getattr(type(head), method, None) is getattr(MAEPretrainHead, method)
 
 
 def _sizes(backbone: Any) -> tuple[Grid, Grid]:

@@ -23,6 +23,7 @@ from ...core import PartialReconstruction, scatter_tokens, table_rows
 from ...frameworks.rectangles import allow_rectangles
 from ..registry import ADAPTERS
 from ..seams import Seams
+from .pixels import check_num_patches
 
 allow_rectangles()
 
@@ -85,7 +86,8 @@ def milan(model: Any) -> Seams:
     """Seams: the decoder, and the loss over all of its rows.
 
     Raises:
-        ValueError: the decoder takes features of another width than the encoder's.
+        ValueError: the decoder takes features of another width than the encoder's, or has positions
+            for another number of patches.
     """
     backbone, decoder = model.backbone, model.neck
     taken = decoder.decoder_embed.in_features
@@ -97,6 +99,7 @@ def milan(model: Any) -> Seams:
         )
     height, width = backbone.patch_resolution
     length = height * width
+    check_num_patches((height, width), decoder.num_patches)
     return Seams(
         host='neck',
         guests=('head',),

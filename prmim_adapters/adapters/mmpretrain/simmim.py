@@ -29,7 +29,7 @@ from ..dense import feature_map, fixed_positions
 from ..registry import ADAPTERS
 from ..seams import Seams
 from .beit import check_relative_bias, encode_present
-from .channels import check_channels
+from .pixels import check_channels
 from .swin import check_packable, embed_units, stages
 
 
@@ -113,18 +113,19 @@ def simmim(model: Any) -> Seams:
     """Seams: the backbone, and the head's view of image and mask.
 
     Raises:
-        ValueError: an encoder that cannot run on present tokens or units, or images of other
-            channels than are predicted.
+        ValueError: an encoder that cannot run on present tokens or units, or another size or other
+            channels than those of the images are predicted.
     """
     backbone = model.backbone
-    _check_predicted(model)
     height, width = backbone.patch_resolution
     is_swin = isinstance(backbone, SimMIMSwinTransformer)
     if is_swin:
         check_packable(backbone)
         height, width = unit_grid(height, width, backbone.num_layers, 4, 'an img_size')
+        list(stages(backbone, (height, width)))  # refuses windows that are larger than their map
     else:
         check_relative_bias(backbone)
+    _check_predicted(model, backbone.patch_resolution[0] // height)
     return Seams(
         host='backbone',
         guests=('head',),
@@ -140,13 +141,28 @@ def simmim(model: Any) -> Seams:
     )
 
 
-def _check_predicted(model: Any) -> None:
-    """One channel on either side is compared with all of the other, as upstream does."""
+def _check_predicted(model: Any, side: int) -> None:
+    """What mmpretrain's neck predicts for a unit of ``side`` tokens is what its head compares.
+
+    One channel on either side is compared with all of the other, as upstream does.
+    """
     if not isinstance(model.neck, SimMIMLinearDecoder):
         return
     layer, shuffle = model.neck.decoder
+    embed = model.backbone.patch_embed.projection
+    patch = embed.stride[0]
+    if type(model.head).loss is SimMIMHead.loss:
+        for option, found, expected in (
+            ('neck.encoder_stride', shuffle.upscale_factor, side * patch),
+            ('head.patch_size', model.head.patch_size, patch),
+        ):
+            if found != expected:
+                raise ValueError(
+                    f'{option}={found}, but the backbone has patches of {patch} pixels and puts '
+                    f'{side}x{side} of them into a token: set {option}={expected}'
+                )
     predicted = layer.out_channels // shuffle.upscale_factor**2
-    if 1 in (predicted, model.backbone.patch_embed.projection.in_channels):
+    if 1 in (predicted, embed.in_channels):
         return
     check_channels(
         model,

@@ -28,7 +28,7 @@ from ...packed.units import Units
 from ..dense import fixed_positions
 from ..registry import ADAPTERS
 from ..seams import Seams
-from .channels import check_channels
+from .pixels import check_channels
 
 _SCALES = 4
 
@@ -161,6 +161,11 @@ def _check_decoder(model: Any) -> None:
             f'neck.kernel_size={sorted(kernels)}: partial reconstruction needs the default, 4'
         )
     if type(model.head).construct_target is SparKPretrainHead.construct_target:
+        if model.head.patch_size != model.downsample_raito:
+            raise ValueError(
+                f'head.patch_size={model.head.patch_size}, but a masked unit has '
+                f'{model.downsample_raito} pixels: set head.patch_size={model.downsample_raito}'
+            )
         check_channels(
             model,
             model.neck.proj.out_channels,

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from .backbone import MaskedTokens
+from .head import IBOTHead
+from .neck import IBOTNeck
 
 
 class _Network(nn.Module):
@@ -102,6 +104,17 @@ def _move_teacher(model: IBOT, *_: Any) -> None:
         model.teacher.update_parameters(_Network(model.backbone, model.neck))
 
 
+def _check_prototypes(neck: nn.Module, head: nn.Module) -> None:
+    if not isinstance(neck, IBOTNeck) or not isinstance(head, IBOTHead):
+        return
+    made, expected = len(neck.last_layer.weight_v), len(head.center)
+    if made != expected:
+        raise ValueError(
+            f'IBOT: neck.out_channels={made}, but head.out_channels={expected}: set both to the '
+            'number of prototypes'
+        )
+
+
 @MODELS.register_module()
 class IBOT(BaseSelfSupervisor):
     """iBOT with multi-crop.
@@ -119,6 +132,9 @@ class IBOT(BaseSelfSupervisor):
         end_momentum (float): Defaults to 0.
         momentum_interval (int): Update the teacher every so many forward passes: the
             ``accumulative_counts`` of the optim wrapper. Defaults to 1.
+
+    Raises:
+        ValueError: Neck and head have other numbers of prototypes.
     """
 
     _moves_in_loss = True
@@ -144,6 +160,7 @@ class IBOT(BaseSelfSupervisor):
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg,
         )
+        _check_prototypes(self.neck, self.head)
         self.num_global_crops = num_global_crops
         self.teacher = TeacherEMA(
             _Network(self.backbone, self.neck), base_momentum, end_momentum, momentum_interval

@@ -122,6 +122,20 @@ def test_images_that_are_not_square(ratio):
         assert ours.neck(latent, visible).shape == (2, 6, 3072)
 
 
+@pytest.mark.parametrize(
+    ('part', 'name', 'value', 'message'),
+    [
+        ('head', 'patch_size', 16, r'head\.patch_size=16.*\(32, 32\).*3072 values'),
+        ('neck', 'pred', torch.nn.Conv2d(16, 1024, 1), '3 channels, and 1 are predicted'),
+    ],
+)
+def test_parts_that_disagree_about_a_unit_are_refused_at_attach(part, name, value, message):
+    model = build()
+    setattr(getattr(model, part), name, value)
+    with pytest.raises(ValueError, match=message):
+        prmim.attach(model, throw_ratio=0.3)
+
+
 def test_ratio_is_checked_against_the_mask_that_the_model_draws():
     with pytest.raises(ValueError, match='the model masks 15 of them'):
         prmim.attach(build(), throw_ratio=0.6)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from cases import itpn
 from mmpretrain.models.backbones.hivit import BlockWithRPE
 from mmpretrain.models.selfsup.itpn import iTPN
+from mmpretrain.registry import MODELS
 
 import prmim_adapters as prmim
 from prmim_adapters.core import gather_tokens, table_rows
@@ -129,3 +130,24 @@ def test_both_kinds_are_one_class():
     for build, host in ((itpn.build_pixel, 'neck'), (itpn.build_clip, 'backbone')):
         model = prmim.attach(build(), throw_ratio=0.25)
         assert type(model) is iTPN and hasattr(model.get_submodule(host), 'partial')
+
+
+@pytest.mark.parametrize(
+    ('part', 'change', 'message'),
+    [
+        (
+            'backbone',
+            dict(in_chans=1),
+            r'images of 1 channels, and 3 are predicted.*neck\.in_chans',
+        ),
+        ('neck', dict(in_chans=4), r'images of 3 channels, and 4 are predicted'),
+        ('neck', dict(patch_size=4), r'head\.patch_size=8.*48 values'),
+        ('neck', dict(num_patches=16), r'8x8 = 64 patches.*set neck\.num_patches=64'),
+        ('head', dict(patch_size=4), r'head\.patch_size=4.*\(8, 8\)'),
+    ],
+)
+def test_parts_that_disagree_about_a_patch_are_refused_at_attach(part, change, message):
+    settings = itpn.pixel_settings()
+    settings[part] |= change
+    with pytest.raises(ValueError, match=message):
+        prmim.attach(MODELS.build(settings), throw_ratio=0.25)

@@ -75,6 +75,12 @@ def test_the_decoder_must_take_the_encoders_width():
         prmim.attach(model)
 
 
+def test_the_decoder_must_have_the_encoders_positions():
+    model = build(num_patches=16)
+    with pytest.raises(ValueError, match=r'8x8 = 64 patches, but neck\.num_patches=16'):
+        prmim.attach(model)
+
+
 def test_rectangles():
     model = prmim.attach(build(img_size=(16, 64)), throw_ratio=THROWN / 64)
     positions = build_2d_sincos_position_embedding((16, 4), 24)

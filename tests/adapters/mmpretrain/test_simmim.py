@@ -37,21 +37,23 @@ KINDS = {'swin': (SWIN, 64, 32, 4), 'vit': (VIT, 24, 8, 8)}
 MASKED, THROWN = 14, 12
 
 
+def model_settings(kind, **backbone):
+    config, channels, stride, cell = KINDS[kind]
+    return dict(
+        type='SimMIM',
+        backbone={**config, **backbone},
+        neck=dict(type='SimMIMLinearDecoder', in_channels=channels, encoder_stride=stride),
+        head=dict(
+            type='SimMIMHead',
+            patch_size=cell,
+            loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
+        ),
+    )
+
+
 def build(kind, **backbone):
     torch.manual_seed(0)
-    config, channels, stride, cell = KINDS[kind]
-    model = MODELS.build(
-        dict(
-            type='SimMIM',
-            backbone={**config, **backbone},
-            neck=dict(type='SimMIMLinearDecoder', in_channels=channels, encoder_stride=stride),
-            head=dict(
-                type='SimMIMHead',
-                patch_size=cell,
-                loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
-            ),
-        )
-    )
+    model = MODELS.build(model_settings(kind, **backbone))
     for name, parameter in model.named_parameters():
         centre = 1.0 if 'norm' in name and name.endswith('weight') else 0.0
         torch.nn.init.normal_(parameter, centre, 0.1)
@@ -222,3 +224,25 @@ def test_images_of_four_bands_are_refused_at_attach(kind):
     with pytest.raises(ValueError, match=r'4 channels, and 3 are predicted.*neck of your own'):
         prmim.attach(build(kind, in_channels=4), throw_ratio=0.5)
     prmim.attach(build(kind, in_channels=1), throw_ratio=0.5)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'part', 'change', 'message'),
+    [
+        ('vit', 'neck', dict(encoder_stride=4), r'neck\.encoder_stride=4.*1x1.*set .*stride=8'),
+        ('swin', 'neck', dict(encoder_stride=16), r'neck\.encoder_stride=16.*8x8.*set .*stride=32'),
+        ('vit', 'head', dict(patch_size=4), r'head\.patch_size=4.*set head\.patch_size=8'),
+        ('swin', 'head', dict(patch_size=32), r'head\.patch_size=32.*set head\.patch_size=4'),
+        (
+            'swin',
+            'backbone',
+            dict(stage_cfgs=dict(block_cfgs=dict(window_size=8))),
+            'the 4x6 map is smaller than the window 8: set pad_small_map=True',
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_at_attach(kind, part, change, message):
+    settings = model_settings(kind)
+    settings[part] |= change
+    with pytest.raises(ValueError, match=message):
+        prmim.attach(MODELS.build(settings), throw_ratio=0.5)

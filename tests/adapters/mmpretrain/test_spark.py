@@ -153,6 +153,13 @@ def test_images_that_the_decoder_cannot_predict_are_refused_at_attach(channels):
         prmim.attach(model, throw_ratio=0.25)
 
 
+def test_the_head_cuts_units():
+    model = build()
+    model.head.patch_size = 16
+    with pytest.raises(ValueError, match=r'head\.patch_size=16.*set head\.patch_size=32'):
+        prmim.attach(model, throw_ratio=0.25)
+
+
 def test_another_last_layer_predicts_as_many_channels_as_the_images_have():
     model = build(channels=4)
     model.neck.proj = torch.nn.Conv2d(model.neck.proj.in_channels, 4, 1)

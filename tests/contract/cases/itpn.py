@@ -42,20 +42,22 @@ def neck(kind, width):
     )
 
 
-def build_pixel(**options):
-    model = MODELS.build(
-        dict(
-            type='iTPN',
-            backbone=backbone('pixel', **options),
-            neck=neck('pixel', DECODER_WIDTH),
-            head=dict(
-                type='MAEPretrainHead',
-                norm_pix=True,
-                patch_size=8,
-                loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-            ),
-        )
+def pixel_settings(**options):
+    return dict(
+        type='iTPN',
+        backbone=backbone('pixel', **options),
+        neck=neck('pixel', DECODER_WIDTH),
+        head=dict(
+            type='MAEPretrainHead',
+            norm_pix=True,
+            patch_size=8,
+            loss=dict(type='PixelReconstructionLoss', criterion='L2'),
+        ),
     )
+
+
+def build_pixel(**options):
+    model = MODELS.build(pixel_settings(**options))
     model.init_weights()
     return model
 
