@@ -7,6 +7,7 @@ from typing import Any
 
 from ...core.partition import Grid
 from ..declared import register
+from ..huggingface.sizes import check_hiera, check_stride
 from ..masks import Argument, Units
 from ..seams import patch_grid
 
@@ -14,6 +15,16 @@ from ..seams import patch_grid
 def _video_grid(model: Any) -> Grid:
     """Time folded into rows: (T * H, W)."""
     patches, frames = model.videomae.embeddings.patch_embeddings, model.config.num_frames
+    if frames % patches.tubelet_size:
+        raise ValueError(
+            f'config.num_frames={frames} is not divisible by tubelet_size={patches.tubelet_size}: '
+            'choose a multiple of it'
+        )
+    if model.config.num_channels != 3 and not model.config.norm_pix_loss:
+        raise ValueError(
+            f'config.num_channels={model.config.num_channels}: VideoMAE has unnormalised pixels as '
+            'its target for 3 channels only; set config.norm_pix_loss=True'
+        )
     height, width = patch_grid(patches.image_size, patches.patch_size, 'config.image_size')
     return frames // patches.tubelet_size * height, width
 
@@ -29,14 +40,12 @@ def _hiera_unit(decoder: Any) -> Grid:
 
 
 def _hiera_model_grid(model: Any) -> Grid:
+    check_hiera(model)
     return _hiera_grid(model.decoder)
 
 
 def _deit_grid(model: Any) -> Grid:
-    if not isinstance(model.config.image_size, int):
-        from ..huggingface.vit import refuse_rectangles
-
-        refuse_rectangles(model)
+    check_stride(model, model.config.patch_size)
     patches = model.deit.embeddings.patch_embeddings
     return patch_grid(patches.image_size, patches.patch_size, 'config.image_size')
 

@@ -35,7 +35,8 @@ from ...packed.windows import WindowAttention
 from ..dense import dense_features, feature_map, fixed_positions
 from ..registry import ADAPTERS
 from ..seams import Seams
-from .vit import check_size, refuse_rectangles, reweighted, saved_as_upstream
+from .sizes import check_size, check_stride
+from .vit import reweighted, saved_as_upstream
 
 
 class PRSwinModel(SwinModel):
@@ -132,11 +133,11 @@ def swin(model: Any) -> Seams:
     """Seam: the encoder.
 
     Raises:
-        ValueError: an image size in two numbers, which upstream's loss divides as one.
+        ValueError: an image size in two numbers, which upstream's loss divides as one, or a
+            reconstruction of another size.
     """
-    if not isinstance(model.config.image_size, int):
-        refuse_rectangles(model)
     encoder = model.swin
+    check_stride(model, unit_side(encoder.num_layers) * model.config.patch_size)
     height, width = encoder.embeddings.patch_grid
     return Seams(
         host='swin',

@@ -34,6 +34,7 @@ from ..dense import dense_features, weighted_l1
 from ..mae_decoder import decode_in_place
 from ..registry import ADAPTERS
 from ..seams import Seams, patch_grid
+from .sizes import check_size, check_stride, refuse_rectangles
 
 Class = TypeVar('Class', bound=type)
 
@@ -185,37 +186,10 @@ def reweighted(
     return output
 
 
-def check_size(partial: PartialReconstruction, length: int) -> None:
-    """Refuse images of another size than the config's.
-
-    Raises:
-        ValueError: ``length`` is not the number of tokens that the model was attached with.
-    """
-    height, width = partial.grid
-    if length != height * width:
-        raise ValueError(
-            f'{length} tokens, but the model was attached with {height}x{width}: images of another '
-            'size (interpolate_pos_encoding=True) cannot be thrown from; set config.image_size to '
-            'that of the images'
-        )
-
-
 def _grid(embeddings: Any) -> Grid:
     patches = embeddings.patch_embeddings
     patch_size = patches.projection.kernel_size
     return patch_grid(tuple(patches.image_size), patch_size, where='config.image_size')
-
-
-def refuse_rectangles(model: Any) -> None:
-    """For a model whose own loss fails on such images.
-
-    Raises:
-        ValueError: names the setting.
-    """
-    raise ValueError(
-        f'config.image_size={model.config.image_size!r}: the loss of {type(model).__name__} in '
-        'transformers takes square images only; set config.image_size to one number'
-    )
 
 
 @ADAPTERS.register_module(
@@ -254,10 +228,10 @@ def vit(model: Any) -> Seams:
     """Seam: what the encoder is given and what it returns.
 
     Raises:
-        ValueError: an image size in two numbers, which upstream's loss divides as one.
+        ValueError: an image size in two numbers, which upstream's loss divides as one, or a
+            reconstruction of another size.
     """
-    if not isinstance(model.config.image_size, int):
-        refuse_rectangles(model)
+    check_stride(model, model.config.patch_size)
     return Seams(
         host='vit',
         guests=('vit.embeddings', ''),

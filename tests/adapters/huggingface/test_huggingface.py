@@ -38,9 +38,9 @@ def vitmae(**options):
     return transformers.ViTMAEForPreTraining(config).train()
 
 
-def vit():
+def vit(**options):
     torch.manual_seed(0)
-    config = transformers.ViTConfig(**SMALL, encoder_stride=4)
+    config = transformers.ViTConfig(**(SMALL | dict(encoder_stride=4) | options))
     return transformers.ViTForMaskedImageModeling(config).train()
 
 
@@ -242,7 +242,7 @@ def test_a_checkpoint_continues_by_from_pretrained_and_the_light_stage_by_its_na
 
 
 def deit(**options):
-    config = transformers.DeiTConfig(**(SMALL | options), encoder_stride=4)
+    config = transformers.DeiTConfig(**(SMALL | dict(encoder_stride=4) | options))
     return transformers.DeiTForMaskedImageModeling(config)
 
 
@@ -257,9 +257,7 @@ def test_images_of_another_size_are_refused_by_the_name_of_the_option():
     'build',
     [
         lambda: vitmae(image_size=(16, 64), patch_size=8),
-        lambda: transformers.ViTForMaskedImageModeling(
-            transformers.ViTConfig(**(SMALL | dict(image_size=(16, 64))), encoder_stride=4)
-        ),
+        lambda: vit(image_size=(16, 64)),
         lambda: swin(image_size=(32, 64)),
         lambda: deit(image_size=(16, 64)),
     ],
