@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.seeding import seeded
-from ..openmmlab.image_size import both_sizes_named
+from ..openmmlab.misfit import misfit_named
 from ..openmmlab.models import load_config, own_ratio
 from ..progress import track
 from ..tables import Table
@@ -261,7 +261,7 @@ def _time(
             model = subject.build().to(device)
             images = batch(model)
             steps.append(training_step(model, images, settings.timing, optimizer, wrap))
-    with both_sizes_named(model, images['inputs']):
+    with misfit_named(model, images['inputs']):
         return time_interleaved(steps, settings.timing, device), environment(device)
 
 

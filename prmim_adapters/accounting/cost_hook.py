@@ -22,7 +22,7 @@ from ..core.seeding import seeded
 from ..errors import described
 from ..openmmlab.distributed import unwrapped
 from ..openmmlab.fully_shard import is_sharded
-from ..openmmlab.image_size import both_sizes_named
+from ..openmmlab.misfit import misfit_named
 from ..openmmlab.models import build_model
 from ..openmmlab.throw_ratio import ratio_hook
 from .batch import first_batch
@@ -136,7 +136,7 @@ def validate(model: nn.Module, batch: dict[str, Any]) -> None:
         with (
             torch.no_grad(),
             scratch(model, batch) as (path, views),
-            both_sizes_named(model, batch['inputs']),
+            misfit_named(model, batch['inputs']),
         ):
             loss = float(path(*views))
     except Exception as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import ADAPTERS, is_attached
-from ..openmmlab.image_size import both_sizes_named
+from ..openmmlab.misfit import misfit_named
 from ..progress import track
 from ..tables import Table
 from .closed_form import predicted_saving
@@ -223,7 +223,7 @@ def compare(
     first = inputs if hasattr(inputs, 'shape') else inputs[0]
     framework = type(variants[0].model)
     plain = any(variant.name == PLAIN for variant in variants)
-    with both_sizes_named(variants[0].model, inputs):
+    with misfit_named(variants[0].model, inputs):
         costs = [
             cost_of(variant, batch, optimizer, full=full)
             for variant in track(variants, lambda variant: f'counting {variant.label}')

@@ -18,7 +18,7 @@ from ..core import RaggedPartition, TokenPartition, scatter_tokens
 from ..core.partition import Grid
 from ..core.seeding import seeded
 from ..openmmlab.distributed import without_process_group
-from ..openmmlab.image_size import both_sizes_named
+from ..openmmlab.misfit import misfit_named
 from .display import Display, default_channels
 
 VISIBLE, KEPT, THROWN = range(3)
@@ -77,7 +77,7 @@ def observe(
         partial = partial_of(model)
         partial.randomness.seed(seed)
         data = model.data_preprocessor(batch, False)
-        with both_sizes_named(model, data['inputs']):
+        with misfit_named(model, data['inputs']):
             model(**data, mode='loss')
     views = data['inputs']
     inputs = views[0] if isinstance(views, (list, tuple)) else views
