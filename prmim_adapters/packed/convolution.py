@@ -75,6 +75,9 @@ def packed_depthwise(tokens: Tensor, weight: Tensor, bias: Tensor | None, units:
     # A jit trace, which FLOP counters read, records an autograd.Function as one opaque call.
     if torch.jit.is_tracing():
         return _depthwise(tokens, weight, bias, units)
+    units.find_lines(
+        tokens
+    )  # before: what a compiled autograd.Function computes must not outlive it
     return _PackedDepthwise.apply(tokens, weight, bias, units)
 
 

@@ -74,6 +74,10 @@ class Units:
         dense = dense.index_copy(0, self._lines(side), tokens.reshape(-1, side * channels))
         return dense.view(batch, rows, -1, channels).permute(0, 3, 1, 2)
 
+    def find_lines(self, tokens: Tensor) -> None:
+        """Compute now, and keep, what gathering and scattering tokens (B, N, C) needs."""
+        self._lines(self.side(tokens))
+
     def _lines(self, side: int) -> Tensor:
         """(B * U * side,) int64: rows of units among all rows (B * h * side * w, side * C)."""
         if side not in self._rows:

@@ -251,6 +251,7 @@ else:
             features=partial(run_blocks, video_blocks),
             token_wise=alone(all_video_blocks, lambda block: block.attention.output),
             weighted=False,
+            compiles_whole=False,  # transformers chooses rows by a mask of bool
             saving=saving(32, 64, 2, 32, 16),
         ),
         Case(
