@@ -67,6 +67,7 @@ class AdapterCase:
         weighted: False where the loss is outside of ``target`` and weighs every masked token.
         token_wise: makes the model's tokens not see each other, in place.
         reference: makes the framework's model without a defect that the adapter mends.
+        compiles: False where the framework's own model fails under torch.compile.
         compiles_whole: False where the framework's own forward breaks the compiled graph.
         before_compile: what a model needs before it is compiled.
         checkpointing: (path of an attribute, value) pairs that switch on activation checkpointing.
@@ -90,6 +91,7 @@ class AdapterCase:
     weighted: bool = True
     token_wise: Callable[[Any], Any] = make_token_wise
     reference: Callable[[], Any] | None = None
+    compiles: bool = True
     compiles_whole: bool = True
     before_compile: Callable[[Any], Any] = lambda model: model
     checkpointing: tuple[tuple[str, Any], ...] = ()

@@ -175,6 +175,7 @@ def check_activation_checkpointing(case: AdapterCase) -> None:
 
 def check_compile(case: AdapterCase) -> None:
     """torch.compile computes the same, in one graph where the framework allows it."""
+    case.skip_if(not case.compiles, "the framework's own model fails under torch.compile")
     model = case.attached()
     case.before_compile(model)
     expected = case.loss(model)  # eager: the number of masked tokens becomes known
