@@ -4,6 +4,7 @@
 # make check      lint, spelling, types, import direction, documentation
 # make package    builds sdist and wheel, and tries them where nothing else is than they declare
 # make docs       the site, in docs/_build/html; a warning is an error
+# make linkcheck  asks every address that the site links to; needs the internet
 # make notebooks  runs the notebooks, with their outputs in docs/_build/notebooks
 # make mutations  breaks the code in each way that the tests must notice (minutes)
 # make clean      removes what the others made
@@ -22,7 +23,7 @@ BASE_PYTHON ?= python3
 bin := $(dir $(or $(shell command -v $(PYTHON)),$(PYTHON)))
 export PATH := $(abspath $(bin)):$(PATH)
 
-.PHONY: help pretrain test check docs notebooks package mutations clean FORCE
+.PHONY: help pretrain test check docs linkcheck notebooks package mutations clean FORCE
 
 help:
 	@awk '!/^#/ {exit} {sub(/^# ?/, ""); print}' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +52,9 @@ package: $(environment)
 
 docs: $(environment)
 	sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+linkcheck: $(environment)
+	sphinx-build -q -b linkcheck docs docs/_build/linkcheck
 
 NOTEBOOKS := $(patsubst docs/notebooks/%.py,docs/_build/notebooks/%.ipynb,$(wildcard docs/notebooks/*.py))
 

@@ -52,6 +52,21 @@ def _in_one_line() -> Iterator[None]:
         raise OneLineError(text, error.exit_code) from error
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of what is imported, here and in the processes that measure."""
+    if sys.warnoptions:  # python -W and PYTHONWARNINGS bring them back
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        sys.warnoptions.append('ignore')  # multiprocessing hands these on
+        try:
+            yield
+        finally:
+            sys.warnoptions.clear()
+
+
 class Commands(click.Group):
     """Finds commands by file name, so that ``prmim --help`` imports no framework."""
 
@@ -91,15 +106,8 @@ class Commands(click.Group):
             return super().make_context(info_name, args, *rest, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Click's, with errors of one line and without the warnings of what is imported.
-
-        A command that needs an extra says which.
-
-        ``python -W`` and ``PYTHONWARNINGS`` bring those back.
-        """
-        with _in_one_line(), warnings.catch_warnings():
-            if not sys.warnoptions:
-                warnings.simplefilter('ignore')
+        """Click's, with errors of one line; a command that needs an extra says which."""
+        with _in_one_line(), _quiet():
             try:
                 return super().invoke(ctx)
             except MissingExtraError as error:

@@ -86,13 +86,13 @@ def copy(config: Path, folder: Path, force: bool = False) -> list[Path]:
 
 
 def summary(config: Path) -> str:
-    """The comment that a config begins with, as one line."""
+    """The first sentence of the comment that a config begins with."""
     lines = []
     for line in config.read_text(encoding='utf-8').splitlines():
         if not line.startswith('#'):
             break
         lines.append(line.lstrip('# '))
-    return ' '.join(lines)
+    return ' '.join(lines).partition('. ')[0].removesuffix('.')
 
 
 def _bases(config: Path) -> list[str]:

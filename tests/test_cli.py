@@ -67,7 +67,7 @@ def test_list():
     assert found['samplers']['random'].startswith('Uniformly random')
     assert 'cross_attention' in found['aggregators']
     assert 'farthest_unseeded' in run('list').output
-    assert '| mae_prmim_vitb at 0.5 | -27.6% |' in run('list').output
+    assert '| mae_prmim_vitb | 0.5 | -27.6% | -27.6% | -31.5% |' in run('list').output
 
 
 def test_cost(config, tmp_path):

@@ -149,7 +149,10 @@ class BenchReport:
         head = ['', 'step ms', 'spread', 'img/s', 'time', 'CPU time', 'peak MB', 'memory']
         speeds = {subject.label: self._speed(subject) for subject in self.measured}
         data = self.data.markdown(speeds) if self.data else 'Data: not measured.'
-        return Table(head, [self._cells(subject) for subject in self.measured], title, data)
+        notes = (
+            f'Time, CPU time and memory are relative to the first row; - was not measured. {data}'
+        )
+        return Table(head, [self._cells(subject) for subject in self.measured], title, notes)
 
     def markdown(self) -> str:
         """The table."""
@@ -165,7 +168,7 @@ class BenchReport:
             f'{self.images_per_second(subject):.1f}',
             f'{subject.times.ratio_to(self.measured[0].times):.3f}',
             _ratio(self._processor_ratio(subject)),
-            'not measured' if peak is None else f'{peak / 1e6:.0f}',
+            '-' if peak is None else f'{peak / 1e6:.0f}',
             _ratio(ratio),
         ]
 
@@ -301,4 +304,4 @@ def _free_port() -> int:
 
 
 def _ratio(value: float | None) -> str:
-    return 'not measured' if value is None else f'{value:.3f}'
+    return '-' if value is None else f'{value:.3f}'

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, RepeatDataset
 from mmengine.runner import Runner
 
 from ..openmmlab.config_files import building
@@ -97,18 +97,30 @@ def _measured(loader: Any, batch_size: int, images: int, batches: int) -> DataCo
 
 def _transform_costs(dataset: Any, images: int) -> dict[str, float]:
     """Seconds of a core per image, by step of the pipeline; empty where there is none to look into."""
-    if not isinstance(dataset, BaseDataset):
-        return {}
     costs: dict[str, float] = {}
     chosen = range(0, len(dataset), max(len(dataset) // images, 1))[:images]
     for index in chosen:
-        data = dataset.get_data_info(index)
-        for transform in dataset.pipeline.transforms:
+        part, place = _wrapped(dataset, index)
+        if not isinstance(part, BaseDataset):
+            return {}
+        data = part.get_data_info(place)
+        for transform in part.pipeline.transforms:
             begin = time.process_time()
             data = transform(data)
             name = type(transform).__name__
             costs[name] = costs.get(name, 0.0) + (time.process_time() - begin) / len(chosen)
     return costs
+
+
+def _wrapped(dataset: Any, index: int) -> tuple[Any, int]:
+    """The data set that mmengine's wrappers take an image from, and its place there."""
+    while isinstance(dataset, (ConcatDataset, RepeatDataset, ClassBalancedDataset)):
+        place = dataset._get_ori_dataset_idx(index)
+        if isinstance(dataset, ConcatDataset):
+            dataset, index = dataset.datasets[place[0]], place[1]
+        else:
+            dataset, index = dataset.dataset, place
+    return dataset, index
 
 
 def _batch_seconds(arrivals: Iterator[Any], batches: int) -> float:

@@ -41,7 +41,7 @@ def draw(tables: Sequence[Table], console: Console) -> None:
     for table in tables:
         drawing = Drawing(
             title=table.title, title_justify='left', title_style='bold', box=box.SIMPLE_HEAD,
-            header_style='bold', pad_edge=False,
+            header_style='bold', pad_edge=False, collapse_padding=True,
         )  # fmt: skip
         for index, header in enumerate(table.headers):
             justify: Any = 'right' if index > 0 and not table.words else 'left'
@@ -76,27 +76,33 @@ def working(what: str = 'loading', ticking: bool = True) -> Iterator[None]:
         return
     try:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.table import Column
     except ImportError:
         yield
         return
+    whole = Column(no_wrap=True)
     columns = (
-        TextColumn('{task.description}'), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn()
+        TextColumn('{task.description}', table_column=Column(no_wrap=True, overflow='ellipsis')),
+        BarColumn(20, table_column=whole), TextColumn('{task.fields[count]}', table_column=whole),
+        TimeElapsedColumn(table_column=whole),
     )  # fmt: skip
     console = Console(stderr=True)
     with Progress(
         *columns, console=console, transient=True, auto_refresh=ticking, refresh_per_second=2
     ) as shown:
-        task = shown.add_task(what, total=None)
+        task = shown.add_task(what, total=None, count='')
 
         def report(description: str, done: int, total: int | None) -> None:
-            shown.update(task, description=description, completed=done, total=total, refresh=True)
+            count = '' if total is None else f'{done}/{total}'
+            shown.update(
+                task,
+                description=description,
+                completed=done,
+                total=total,
+                count=count,
+                refresh=True,
+            )
 
         with reported_to(report):
             yield

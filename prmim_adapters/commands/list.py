@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,15 +32,17 @@ def list_(as_json: bool, as_markdown: bool) -> None:
         found['frameworks'] = {k: text + _saving(k) for k, text in found['frameworks'].items()}
         click.echo(json.dumps(found, indent=2))
         return
-    frameworks = [[_short(key), text, *_figures(key)] for key, text in found['frameworks'].items()]
-    tables = [Table(_HEAD, frameworks, 'frameworks', words=True)]
-    for title in ('samplers', 'aggregators'):
-        rows = [[key, text] for key, text in found[title].items()]
-        tables.append(Table([title.removesuffix('s'), ''], rows, title, words=True))
+    tables = []
+    for title, entries in found.items():
+        names = {_short(key) if title == 'frameworks' else key: key for key in entries}
+        rows = [[name, entries[key]] for name, key in names.items()]
+        head = ['framework', 'thrown tokens skip'] if title == 'frameworks' else [title[:-1], '']
+        tables.append(Table(head, rows, title, words=True))
+    tables.insert(1, _savings_table())
     print_tables(tables, as_markdown)
 
 
-_HEAD = ['framework', 'thrown tokens skip', 'counted on', 'forward', 'training', 'activations']
+_SHARES = ('forward', 'training', 'activations')
 
 
 def _short(key: str) -> str:
@@ -48,22 +51,28 @@ def _short(key: str) -> str:
 
 
 @cache
-def _savings() -> dict[str, dict]:
+def _savings() -> dict[str, dict[str, Any]]:
     path = Path(__file__).parents[1] / 'accounting' / 'savings.json'
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _figures(framework: str) -> list[str]:
-    saves = _savings().get(framework)
-    if saves is None:
-        return [''] * 4
-    shares = [f'{-saves[name]:+.1%}' if name in saves else '' for name in _HEAD[3:]]
-    return [f'{saves["config"]} at {saves["throw_ratio"]:g}', *shares]
+def _savings_table() -> Table:
+    rows = [
+        [saves['config'], f'{saves["throw_ratio"]:g}', *_shares(saves).values()]
+        for saves in _savings().values()
+    ]
+    notes = 'Counted, light stage included; `prmim cost CONFIG` counts yours.'
+    return Table(['config', 'ratio', *_SHARES], rows, 'what it saves', notes)
+
+
+def _shares(saves: dict[str, Any]) -> dict[str, str]:
+    return {name: f'{-saves[name]:+.1%}' if name in saves else '' for name in _SHARES}
 
 
 def _saving(framework: str) -> str:
-    counted_on, *shares = _figures(framework)
-    if not counted_on:
+    """What follows the summary of a framework in JSON."""
+    saves = _savings().get(framework)
+    if saves is None:
         return ''
-    named = zip(_HEAD[3:], shares, strict=True)
-    return f'; {counted_on}: ' + ', '.join(f'{name} {share}' for name, share in named if share)
+    shares = ', '.join(f'{name} {share}' for name, share in _shares(saves).items() if share)
+    return f'; {saves["config"]} at {saves["throw_ratio"]:g}: {shares}'

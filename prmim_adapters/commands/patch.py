@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from ..errors import Mistake
+from ..tables import Table
+from ._terminal import print_tables
 
 
 @click.command('patch')
@@ -34,15 +36,15 @@ def patch(folder: Path, check: bool, undo: bool) -> None:
                 'adapter is tested with',
                 err=True,
             )
-        script = f'{folder / repository.script} ({repository.name}, {repository.licence})'
         if check:
             state = 'patched' if patching.is_patched(folder, repository) else 'can be patched'
-            click.echo(f'{script}: {state}')
         elif undo:
             patching.undo(folder, repository)
-            click.echo(f'{script}: restored')
+            state = 'restored'
         else:
             patching.apply(folder, repository)
-            click.echo(f'{script}: patched')
+            state = 'patched'
     except patching.PatchError as error:
         raise Mistake(str(error)) from error
+    row = [str(folder / repository.script), repository.name, repository.licence, state]
+    print_tables([Table(['script', 'repository', 'licence', 'state'], [row], words=True)])

@@ -6,14 +6,16 @@ from __future__ import annotations
 import click
 
 from ..errors import Mistake
+from ..tables import Table
+from ._terminal import print_tables
 
 
 def _list_shims(context: click.Context, option: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         from ..upstream.shims import SHIMS
 
-        for name, shim in SHIMS.items():
-            click.echo(f'{name:20} {(shim.__doc__ or "").splitlines()[0]}')
+        rows = [[name, (shim.__doc__ or '').splitlines()[0]] for name, shim in SHIMS.items()]
+        print_tables([Table(['shim', 'supplies'], rows, words=True)])
         context.exit()
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import Mistake
+from ._options import formats
+from ._terminal import print_tables
 
 if TYPE_CHECKING:
     from ..sweep.collected import Sweep
@@ -69,13 +71,14 @@ if TYPE_CHECKING:
 @click.option('--srun-args', default=None, help='Slurm only.')
 @click.option('--status', is_flag=True, help='Train nothing; say how far every point is.')
 @click.option('--report-only', is_flag=True, help='Train nothing; report what is there.')
-@click.option('--json', 'as_json', is_flag=True, help='Print the state of every point as JSON.')
+@formats
 def sweep(
     spec: Path,
     out: Path | None,
     status: bool,
     report_only: bool,
     as_json: bool,
+    as_markdown: bool,
     **options: Any,
 ) -> None:
     """Run the points of SPEC that have no result yet, then write report.md and plots.
@@ -100,7 +103,7 @@ def sweep(
     try:
         loaded = load_spec(spec)
         if status:
-            _print_status(loaded, out, as_json)
+            _print_status(loaded, out, as_json, as_markdown)
             return
         if not report_only:
             failures = run_sweep(loaded, out, _engine(**options), Console(stderr=True))
@@ -148,18 +151,19 @@ def _engine(
     return SlurmEngine(Launch(**launch), jobs, given, detach)
 
 
-def _print_status(spec: Spec, out: Path, as_json: bool) -> None:
+def _print_status(spec: Spec, out: Path, as_json: bool, as_markdown: bool) -> None:
     from ..sweep.slurm_queue import SlurmError, SlurmQueue
-    from ..sweep.status import markdown, states
+    from ..sweep.status import states, table
 
     try:
         entries = states(spec, out, SlurmQueue(out))
     except SlurmError as error:
         click.echo(f'jobs are left out: {error}', err=True)
         entries = states(spec, out)
-    click.echo(
-        json.dumps([asdict(entry) for entry in entries], indent=2) if as_json else markdown(entries)
-    )
+    if as_json:
+        click.echo(json.dumps([asdict(entry) for entry in entries], indent=2))
+    else:
+        print_tables([table(entries)], as_markdown)
 
 
 def _print_report(found: Sweep, out: Path, title: str, as_json: bool) -> None:

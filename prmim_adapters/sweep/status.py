@@ -6,8 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tabulate import tabulate
-
+from ..tables import Table
 from .collected import collect
 from .processes import running_folders
 from .slurm_queue import SlurmQueue
@@ -59,9 +58,9 @@ def states(spec: Spec, out: Path, queue: SlurmQueue | None = None) -> list[Point
     return entries
 
 
-def markdown(entries: list[PointState]) -> str:
-    """A table, and how many points are in each state."""
-    rows = [(entry.name, entry.state, entry.detail) for entry in entries]
+def table(entries: list[PointState]) -> Table:
+    """A row for each point; below, how many are in each state."""
+    rows = [[entry.name, entry.state, entry.detail] for entry in entries]
     words = [entry.state for entry in entries]
     counts = ', '.join(f'{words.count(word)} {word}' for word in dict.fromkeys(words))
-    return f'{tabulate(rows, ["point", "state", ""], tablefmt="github")}\n\n{counts}'
+    return Table(['point', 'state', ''], rows, notes=counts, words=True)

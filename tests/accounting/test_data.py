@@ -68,6 +68,25 @@ def test_an_image_costs_what_its_transforms_compute_not_what_they_wait(config):
     assert cost.batch_seconds > 0
 
 
+@pytest.mark.parametrize('wrapper', ['ConcatDataset', 'RepeatDataset'])
+def test_steps_are_found_inside_wrappers(config, wrapper, tmp_path):
+    """Two copies of the six images; in ConcatDataset those of the second lack a step."""
+    inner = (
+        "other = dict(dataset, pipeline=[s for s in dataset['pipeline'] if s['type'] != 'Computes'])\n"
+        'datasets = [dataset, other]\n'
+    )
+    given = 'datasets=datasets' if wrapper == 'ConcatDataset' else 'dataset=dataset, times=2'
+    text = (tmp_path / 'config.py').read_text()
+    (tmp_path / 'config.py').write_text(
+        f"{text}dataset = train_dataloader.pop('dataset')\n{inner}"
+        f"train_dataloader['dataset'] = dict(type='{wrapper}', {given})\n"
+    )
+    cost = data_cost(config, batch_size=2, images=12, batches=1)
+    assert list(cost.transforms) == ['LoadImageFromFile', 'Computes', 'Waits', 'PackInputs']
+    share = 0.5 if wrapper == 'ConcatDataset' else 1  # of the images that are computed
+    assert share * 0.005 <= cost.transforms['Computes'] < share * 0.005 + 0.002
+
+
 def test_cores_are_images_a_second_times_their_cost():
     cost = DataCost(0.002, dict(Load=0.0015, Pack=0.0005), 8, 0.5, 100)
     assert cost.cores(750) == 1.5

@@ -6,10 +6,12 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from subprocess import _args_from_interpreter_flags  # type: ignore[attr-defined]
 
 import pytest
 from rich.console import Console
 
+from prmim_adapters.cli import _quiet
 from prmim_adapters.commands._terminal import draw, print_tables
 from prmim_adapters.progress import reported_to, step, track
 from prmim_adapters.tables import Table
@@ -19,6 +21,7 @@ COSTS = Table(
     [
         ['forward GMACs', '0.214', '0.176 (-17.7%)', '0.180 (-15.9%)', '0.138', '0.142 (+0.1%)'],
         ['- backbone', '0.073', '0.073', '0.073', '0.073', '0.073'],
+        ['activations MB, explicit', '3.8', '3.0 (-20.3%)', '3.1 (-16.6%)', '2.5', '2.7'],
         ['closed form, GMACs', '', '-0.038, off +0.00%', '', '', '-0.074, off +5.00% **differs**'],
     ],
     'MAE, 3x96x96, batch 2',
@@ -42,6 +45,8 @@ def test_drawn_tables_keep_to_the_width(width: int) -> None:
     assert max(map(len, lines)) <= width
     assert any(line.split() == ['backbone', *['0.073'] * 5] for line in lines)
     assert any(line.startswith(' forward GMACs') for line in lines)  # names of rows stay whole
+    words = {word for line in lines for word in line.split()}
+    assert {'framework', 'partial', 'PR-MIM', '(-20.3%)', '(-16.6%)', '+5.00%'} <= words
 
 
 def test_a_pipe_gets_markdown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +69,15 @@ def test_work_says_how_far_it_is() -> None:
         step('resting')
     step('nobody listens')
     assert heard == [('A', 0, 2), ('B', 1, 2), ('resting', 0, None)]
+
+
+def test_processes_that_measure_warn_as_little_as_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, 'warnoptions', [])
+    with _quiet():
+        assert '-Wignore' in _args_from_interpreter_flags()  # what multiprocessing hands on
+    assert sys.warnoptions == []
 
 
 def test_every_command_has_help_without_torch_or_numpy() -> None:

@@ -265,4 +265,6 @@ def test_status_without_slurm_says_what_the_files_say(trained, monkeypatch):
     run = CliRunner().invoke(sweep, arguments)
     assert run.exit_code == 0
     assert 'jobs are left out: squeue is not on this machine' in run.output
-    assert '2 not run' in run.output
+    rows = [line.split(' | ')[1] for line in run.output.splitlines() if line.startswith('| mine/')]
+    assert rows == ['not run', 'not run']
+    assert run.output.endswith('\n\n2 not run\n')

@@ -101,9 +101,9 @@ def test_command(ours):
     assert 'can be patched' in checked.output
     assert 'model.py differs from commit 0123456' in checked.output
     assert (folder / 'main.py').read_bytes() == SCRIPT
-    assert 'patched' in run().output
+    assert '| patched |' in run().output
     assert (folder / 'main.py').read_bytes() == PATCHED
-    assert ': patched' in run('--check').output
+    assert '| patched |' in run('--check').output
     assert run().exit_code == 2
     assert 'restored' in run('--undo').output
     assert (folder / 'main.py').read_bytes() == SCRIPT

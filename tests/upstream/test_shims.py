@@ -348,4 +348,4 @@ def test_list_shims():
 
     shown = CliRunner().invoke(run, ['--list-shims'])
     assert shown.exit_code == 0
-    assert [line.split()[0] for line in shown.output.splitlines()] == list(SHIMS)
+    assert [line.split()[1] for line in shown.output.splitlines()[2:]] == list(SHIMS)
