@@ -42,12 +42,19 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> Any:
         raise CheckpointError(f'{path} cannot be read as a checkpoint: {reason(error)}') from error
 
 
+_WRAPPED = 'module.'
+"""Before all names where a wrapper was saved, as mmengine's ``DDPStrategy`` does."""
+
+
 def weights_of(content: Any, path: str | Path) -> dict[str, Tensor]:
     """The weights in a checkpoint: its ``state_dict``, or all of it.
 
     Args:
         content: what :func:`read_checkpoint` gives.
         path: named in errors.
+
+    Returns:
+        By the model's own names, also where it was saved inside its wrapper.
 
     Raises:
         CheckpointError: it is not names with dense tensors that their own bytes fill, or a number
@@ -62,6 +69,8 @@ def weights_of(content: Any, path: str | Path) -> dict[str, Tensor]:
                 f'{path} holds no weights: {name!r:.80} is a {type(value).__name__}, no tensor'
             )
         _check_tensor(name, value, path)
+    if all(name.startswith(_WRAPPED) for name in weights):
+        return {name.removeprefix(_WRAPPED): value for name, value in weights.items()}
     return dict(weights)
 
 

@@ -202,6 +202,23 @@ def test_bare_weights_need_no_allow_list(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded['state_dict'], state, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('ending', ['.safetensors', '.pth'])
+def test_a_checkpoint_of_mmengines_ddp_strategy_has_the_models_names(
+    checkpoint: Path, tmp_path: Path, ending: str
+) -> None:
+    content = torch.load(checkpoint)
+    wrapped = {f'module.{name}': value for name, value in content['state_dict'].items()}
+    other = tmp_path / 'wrapped.pth'
+    torch.save({**content, 'state_dict': wrapped}, other)
+    written = []
+    for path in (checkpoint, other):
+        out = tmp_path / f'{path.stem}-out{ending}'
+        result = CliRunner().invoke(export, [str(path), str(out)])
+        assert result.exit_code == 0, result.output
+        written.append(load_file(out) if ending != '.pth' else torch.load(out)['state_dict'])
+    torch.testing.assert_close(*written, rtol=0, atol=0)
+
+
 def test_other_endings_are_refused(checkpoint: Path) -> None:
     result = CliRunner().invoke(export, [str(checkpoint), 'encoder.bin'])
     assert result.exit_code == 2

@@ -17,6 +17,7 @@ from torch import nn
 from torch.multiprocessing import start_processes
 
 from prmim_adapters.accounting import cost_hook  # noqa: F401, registers
+from prmim_adapters.openmmlab.checkpoints import read_checkpoint, weights_of
 from prmim_adapters.openmmlab.fully_shard import FullyShardStrategy
 from prmim_adapters.openmmlab.whole_files import newest_whole
 
@@ -81,10 +82,10 @@ def logs(folder):
 
 
 def last(folder):
-    """The checkpoint of the end: weights without DDP's prefix, and the optimizer's state."""
-    checkpoint = torch.load(newest_whole(folder)[0], weights_only=True)
-    state = checkpoint['state_dict'].items()
-    return {k.removeprefix('module.'): v for k, v in state}, checkpoint['optimizer']['state']
+    """The checkpoint of the end, as all commands read it: weights, and the optimizer's state."""
+    path = newest_whole(folder)[0]
+    checkpoint = read_checkpoint(path)
+    return weights_of(checkpoint, path), checkpoint['optimizer']['state']
 
 
 def assert_close(folder, other):

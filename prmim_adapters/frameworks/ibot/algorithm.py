@@ -115,6 +115,13 @@ def _check_prototypes(neck: nn.Module, head: nn.Module) -> None:
         )
 
 
+_SHARDED = (
+    'IBOT in shards, where the update of its teacher would be lost: call fully_shard on the IBOT '
+    'itself, whatever module is around it, then its move_teacher_first(), and call the model rather '
+    'than its loss()'
+)
+
+
 @MODELS.register_module()
 class IBOT(BaseSelfSupervisor):
     """iBOT with multi-crop.
@@ -138,6 +145,7 @@ class IBOT(BaseSelfSupervisor):
     """
 
     _moves_in_loss = True
+    _sharded = False
 
     def __init__(
         self,
@@ -177,13 +185,19 @@ class IBOT(BaseSelfSupervisor):
         """The teacher stays in evaluation mode: no stochastic depth."""
         super().train(mode)
         self.teacher.eval()
+        self._look_for_shards()
         return self
 
     def move_teacher_first(self) -> None:
         """Move the teacher before each forward pass rather than in it; call after ``fully_shard``.
 
         FSDP2 gathers parameters for a pass, and throws away what is written to them there.
+
+        Raises:
+            RuntimeError: ``fully_shard`` has not been called on this very model.
         """
+        if not isinstance(self, FSDPModule):
+            raise RuntimeError(_SHARDED)
         self._moves_in_loss = False
         self.register_forward_pre_hook(_move_teacher, prepend=True)
 
@@ -201,11 +215,8 @@ class IBOT(BaseSelfSupervisor):
             dict: 'loss_cls', 'loss_patch', and what is logged beside them.
         """
         if self.training and self._moves_in_loss:
-            if isinstance(self, FSDPModule) or any(map(_in_shards, self.teacher.parameters())):
-                raise RuntimeError(
-                    'IBOT in shards: call its move_teacher_first() after fully_shard(model), and '
-                    'call the model itself rather than its loss()'
-                )
+            if self._look_for_shards():
+                raise RuntimeError(_SHARDED)
             _move_teacher(self)
         steps = self.branches(inputs, data_samples)
         teacher_cls, teacher_patch = steps['teacher']()
@@ -222,6 +233,15 @@ class IBOT(BaseSelfSupervisor):
             tokens.weight,
         )
         return {**losses, **tokens.log}
+
+    def _look_for_shards(self) -> bool:
+        """Whether parameters are in shards, also where a module around this one holds them.
+
+        Those are seen between passes only: for a pass they are gathered.
+        """
+        in_shards = isinstance(self, FSDPModule) or any(map(_in_shards, self.teacher.parameters()))
+        self._sharded = self._sharded or in_shards
+        return self._sharded
 
     def branches(
         self, inputs: list[Tensor], data_samples: list[DataSample]
