@@ -342,14 +342,20 @@ MUTATIONS = [
         'frameworks/ibot/algorithm.py',
         'model.teacher.update_parameters(_Network(model.backbone, model.neck))',
         'pass',
-        named('frameworks/test_ibot', 'test_teacher_is_the_moving_average_with_a_cosine_momentum'),
+        named(
+            'frameworks/test_ibot_teacher',
+            'test_teacher_is_the_moving_average_with_a_cosine_momentum',
+        ),
     ),
     Mutation(
         'EMA: momentum of the other side',
         'frameworks/ibot/algorithm.py',
         'torch._foreach_add_(averaged, source, alpha=momentum)',
         'torch._foreach_add_(averaged, source, alpha=1 - momentum)',
-        named('frameworks/test_ibot', 'test_teacher_is_the_moving_average_with_a_cosine_momentum'),
+        named(
+            'frameworks/test_ibot_teacher',
+            'test_teacher_is_the_moving_average_with_a_cosine_momentum',
+        ),
     ),
     Mutation(
         'centres: share of the old one swapped',
@@ -363,7 +369,7 @@ MUTATIONS = [
         'frameworks/ibot/head.py',
         "all_reduce(mean, 'mean')",
         'pass',
-        named('frameworks/test_ibot', 'test_centres_are_means_over_all_processes'),
+        named('frameworks/test_ibot_distributed', 'test_centres_are_means_over_all_processes'),
     ),
     Mutation(
         'centres: of patches from class tokens',

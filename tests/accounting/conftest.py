@@ -7,6 +7,7 @@ from pathlib import Path
 import mmpretrain
 import mmpretrain.models
 import pytest
+import small_models
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -41,30 +42,20 @@ def small_mae():
     """MAE with a 2-deep, 64-wide encoder and a 2-deep, 32-wide decoder; 64 px, 8x8 patches."""
 
     def build(**backbone) -> nn.Module:
-        arch = {'embed_dims': 64, 'num_layers': 2, 'num_heads': 4, 'feedforward_channels': 256}
         torch.manual_seed(0)
-        return MODELS.build(
-            {
-                'type': 'MAE',
-                'backbone': {'type': 'MAEViT', 'arch': arch, 'img_size': 64, 'patch_size': 8}
-                | {'mask_ratio': 0.75}
-                | backbone,
-                'neck': {
-                    'type': 'MAEPretrainDecoder',
-                    'num_patches': 64,
-                    'patch_size': 8,
-                    'embed_dim': 64,
-                    'decoder_embed_dim': 32,
-                    'decoder_depth': 2,
-                    'decoder_num_heads': 2,
-                },
-                'head': {
-                    'type': 'MAEPretrainHead',
-                    'norm_pix': True,
-                    'patch_size': 8,
-                    'loss': {'type': 'PixelReconstructionLoss', 'criterion': 'L2'},
-                },
+        settings = small_models.mae(
+            64,
+            8,
+            width=64,
+            depth=2,
+            backbone={
+                'arch': small_models.arch(64, 2, 4) | {'feedforward_channels': 256},
+                'mask_ratio': 0.75,
             }
+            | backbone,
+            neck={'decoder_embed_dim': 32, 'decoder_depth': 2},
+            head={'norm_pix': True},
         )
+        return MODELS.build(settings)
 
     return build

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import small_models
 import torch
 import torch.distributed as dist
 from mmengine.registry import init_default_scope
@@ -24,39 +25,11 @@ from prmim_adapters.accounting.cost_hook import CostHook
 from prmim_adapters.adapters import AGGREGATORS, set_throw_ratio
 from prmim_adapters.openmmlab.throw_ratio import ThrowRatioHook
 
-MODEL = {
-    'type': 'PRMIM',
-    'throw_ratio': 0.5,
-    'framework': {
-        'type': 'MAE',
-        'data_preprocessor': {'type': 'SelfSupDataPreprocessor', 'mean': [0] * 3, 'std': [1] * 3},
-        'backbone': {
-            'type': 'MAEViT',
-            'arch': {
-                'embed_dims': 32,
-                'num_layers': 1,
-                'num_heads': 2,
-                'feedforward_channels': 64,
-            },
-            'img_size': 32,
-            'patch_size': 4,
-        },
-        'neck': {
-            'type': 'MAEPretrainDecoder',
-            'num_patches': 64,
-            'patch_size': 4,
-            'embed_dim': 32,
-            'decoder_embed_dim': 32,
-            'decoder_depth': 1,
-            'decoder_num_heads': 2,
-        },
-        'head': {
-            'type': 'MAEPretrainHead',
-            'patch_size': 4,
-            'loss': {'type': 'PixelReconstructionLoss', 'criterion': 'L2'},
-        },
-    },
-}
+MODEL = dict(
+    type='PRMIM',
+    throw_ratio=0.5,
+    framework=small_models.mae(32, 4, width=32, data_preprocessor=small_models.PREPROCESSOR),
+)
 
 
 class Images(Dataset):
@@ -156,30 +129,19 @@ def test_batch_size_is_checked():
         CostHook(batch_size=1)
 
 
-IBOT = {
-    'type': 'PRMIM',
-    'throw_ratio': 0.5,
-    'max_masked_share': 0.75,
-    'framework': {
-        'type': 'IBOT',
-        'data_preprocessor': {'type': 'SelfSupDataPreprocessor', 'mean': [0] * 3, 'std': [1] * 3},
-        'backbone': {
-            'type': 'IBOTViT',
-            'arch': MODEL['framework']['backbone']['arch'],
-            'img_size': 32,
-            'patch_size': 8,
-        },
-        'neck': {
-            'type': 'IBOTNeck',
-            'in_channels': 32,
-            'hidden_channels': 32,
-            'bottleneck_channels': 16,
-            'out_channels': 24,
-        },
-        'head': {'type': 'IBOTHead', 'out_channels': 24},
-        'base_momentum': 0.1,
-    },
-}
+IBOT = dict(
+    type='PRMIM',
+    throw_ratio=0.5,
+    max_masked_share=0.75,
+    framework=small_models.ibot(
+        32,
+        depth=1,
+        hidden=32,
+        prototypes=24,
+        base_momentum=0.1,
+        data_preprocessor=small_models.PREPROCESSOR,
+    ),
+)
 
 
 class Views(Dataset):

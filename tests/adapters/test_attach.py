@@ -4,6 +4,7 @@
 from pathlib import Path
 
 import pytest
+import small_models
 import torch
 from mmengine.config import Config
 from mmpretrain.registry import MODELS
@@ -16,29 +17,7 @@ from prmim_adapters.core.aggregation import CrossAttention
 from prmim_adapters.testing import seed_everything
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'mmpretrain'
-MAE = dict(
-    type='MAE',
-    backbone=dict(
-        type='MAEViT',
-        arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32),
-        img_size=32,
-        patch_size=8,
-    ),
-    neck=dict(
-        type='MAEPretrainDecoder',
-        num_patches=16,
-        patch_size=8,
-        embed_dim=16,
-        decoder_embed_dim=16,
-        decoder_depth=1,
-        decoder_num_heads=2,
-    ),
-    head=dict(
-        type='MAEPretrainHead',
-        patch_size=8,
-        loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-    ),
-)
+MAE = small_models.mae()
 
 
 def mae(**changes) -> nn.Module:

@@ -7,8 +7,10 @@ import sys
 import types
 
 import pytest
+import small_models
 import torch
 from mmpretrain.models import MAE, MAEPretrainDecoder, MAEPretrainHead, MAEViT
+from mmpretrain.registry import MODELS
 from torch import nn
 
 import prmim_adapters as prmim
@@ -43,25 +45,8 @@ class ForwardDecoder(MAEPretrainDecoder):
 
 def mae(model=MAE, decoder=MAEPretrainDecoder, head=MAEPretrainHead, width=16):
     torch.manual_seed(0)
-    arch = dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32)
     made = model.__new__(model)
-    built = MAE(
-        backbone=dict(type='MAEViT', arch=arch, img_size=32, patch_size=8),
-        neck=dict(
-            type='MAEPretrainDecoder',
-            num_patches=16,
-            patch_size=8,
-            embed_dim=16,
-            decoder_embed_dim=width,
-            decoder_depth=1,
-            decoder_num_heads=2,
-        ),
-        head=dict(
-            type='MAEPretrainHead',
-            patch_size=8,
-            loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-        ),
-    )
+    built = MODELS.build(small_models.mae(neck=dict(decoder_embed_dim=width)))
     made.__dict__ = built.__dict__
     made.neck.__class__, made.head.__class__ = decoder, head
     return made

@@ -2,77 +2,14 @@
 """iBOT against the formulas of arXiv 2111.07832 and 2104.14294, computed here in float64."""
 
 import copy
-import itertools
 import math
-import os
 import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
-from mmengine.logging import MessageHub
-from mmengine.model import MMDistributedDataParallel
-from mmpretrain.models.utils import CosineEMA
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
-from mmpretrain.utils import register_all_modules
-from torch.multiprocessing import start_processes
-
-from prmim_adapters.frameworks.ibot.algorithm import TeacherEMA, _Network
-
-register_all_modules()
-
-IMAGES, GLOBAL, LOCAL, PROTOTYPES = 3, 2, 2, 24
-GRID = (4, 6)
-
-
-def build(**changes):
-    torch.manual_seed(0)
-    arch = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
-    config = dict(
-        type='IBOT',
-        backbone=dict(type='IBOTViT', arch=arch, img_size=(32, 48), patch_size=8),
-        neck=dict(
-            type='IBOTNeck',
-            in_channels=32,
-            hidden_channels=48,
-            bottleneck_channels=16,
-            out_channels=PROTOTYPES,
-            norm_last_layer=False,
-        ),
-        head=dict(type='IBOTHead', out_channels=PROTOTYPES),
-        base_momentum=0.1,
-    )
-    for key, value in changes.items():
-        config[key] = {**config[key], **value} if isinstance(value, dict) else value
-    model = MODELS.build(config).train()
-    with torch.no_grad():  # far from the symmetric start: every term of the formulas matters
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        for network in (model.backbone, model.neck):
-            for parameter in network.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        model.head.center.normal_()
-        model.head.patch_center.normal_()
-    model.teacher.steps += 1  # past the first update, which copies the student
-    return model
-
-
-def batch(seed=0, ratios=(0.5, 0.0, 0.8)):
-    generator = torch.Generator().manual_seed(seed)
-    crops = [torch.randn(IMAGES, 3, 32, 48, generator=generator) for _ in range(GLOBAL)]
-    crops += [torch.randn(IMAGES, 3, 16, 24, generator=generator) for _ in range(LOCAL)]
-    masks = [torch.rand(GLOBAL, *GRID, generator=generator) < ratio for ratio in ratios]
-    return crops, [DataSample().set_mask(mask) for mask in masks]
-
-
-def still(model):
-    """Keep the teacher where it is, so that a test can look at the losses alone."""
-    model.teacher.interval = 10**9
-    return model
-
-
-# ---- the definition --------------------------------------------------------------------------
+from small_ibot import GLOBAL, GRID, IMAGES, LOCAL, batch, build, still
 
 
 def tokens_of(backbone, image, mask=None):
@@ -222,111 +159,12 @@ def test_norm_last_layer_fixes_the_length_of_the_prototypes():
     torch.testing.assert_close(fresh(torch.eye(256)).norm(dim=0), torch.ones(5))
 
 
-@pytest.mark.parametrize('max_iters', [None, 8])
-def test_teacher_is_the_moving_average_with_a_cosine_momentum(max_iters):
-    hub = MessageHub.get_current_instance()
-    hub.update_info('max_iters', max_iters)
-    model = build()
-    model.teacher.steps.zero_()
-    crops, samples = batch()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    average = None
-    for step in range(4):
-        student = {
-            f'{part}.{name}': parameter.detach().double().clone()
-            for part in ('backbone', 'neck')
-            for name, parameter in getattr(model, part).named_parameters()
-        }
-        fraction = 0 if max_iters is None else step / max_iters
-        moving = 0.1 * (math.cos(math.pi * fraction) + 1) / 2
-        if average is None:
-            average = student
-        else:
-            average = {k: (1 - moving) * v + moving * student[k] for k, v in average.items()}
-        optimizer.zero_grad()
-        model.parse_losses(model.loss(crops, samples))[0].backward()
-        optimizer.step()
-    hub.update_info('max_iters', None)
-
-    teacher = dict(model.teacher.module.named_parameters())
-    assert teacher.keys() == average.keys()
-    for name, value in average.items():
-        torch.testing.assert_close(teacher[name].double(), value, rtol=1e-6, atol=1e-6)
-    assert any((teacher[k].double() - student[k]).abs().max() > 1e-4 for k in teacher)
-
-
-@pytest.mark.parametrize('interval', [1, 2])
-def test_teacher_moves_as_upstreams_moving_average(interval):
-    """Parameters and buffers, with steps counted by others in between: a checkpoint, an assignment."""
-    torch.manual_seed(0)
-    student = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    ours, upstream = (cls(student, 0.1, 0.02, interval) for cls in (TeacherEMA, CosineEMA))
-    hub = MessageHub.get_current_instance()
-    hub.update_info('max_iters', 9)
-    for step in range(8):
-        with torch.no_grad():
-            for parameter in student.parameters():
-                parameter.add_(torch.randn_like(parameter))
-        student(torch.randn(5, 3))
-        for average in (ours, upstream):
-            average.update_parameters(student)
-            if step == 2:
-                average.steps += 1
-            if step == 5:
-                average.load_state_dict({**average.state_dict(), 'steps': torch.tensor(3)})
-        assert ours.steps == upstream.steps == ours.steps_done()
-        for key, value in upstream.state_dict().items():
-            torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-6, atol=1e-6)
-    hub.update_info('max_iters', None)
-
-
-def test_teacher_starts_as_the_student():
-    model = build()
-    model.teacher.steps.zero_()
-    before = model.teacher.module.backbone.cls_token.clone()
-    model.init_weights()
-    teacher = dict(model.teacher.module.named_parameters())
-    student = dict(_Network(model.backbone, model.neck).named_parameters())
-    assert teacher.keys() == student.keys()
-    assert all(torch.equal(teacher[name], student[name]) for name in teacher)
-    assert not torch.equal(model.teacher.module.backbone.cls_token, before)
-    assert model.teacher.steps == 0  # the cosine of the momentum is where it was
-
-
-def test_initialising_again_leaves_a_trained_teacher_alone():
-    model = build()
-    before = copy.deepcopy(model.teacher.state_dict())
-    model.init_weights()
-    torch.testing.assert_close(model.teacher.state_dict(), before, rtol=0, atol=0)
-    assert not torch.equal(model.teacher.module.backbone.cls_token, model.backbone.cls_token)
-
-
-def test_gradient_accumulation_updates_the_teacher_once_per_step():
-    model = build(momentum_interval=3)
-    crops, samples = batch()
-    states = []
-    for _ in range(6):
-        model.loss(crops, samples)
-        states.append(model.teacher.module.backbone.cls_token.clone())
-    changed = [not torch.equal(a, b) for a, b in itertools.pairwise(states)]
-    assert changed == [False, True, False, False, True]  # steps started at 1
-
-
 def test_evaluation_mode_changes_no_state():
     model = build().eval()
     before = copy.deepcopy(model.state_dict())
     model.loss(*batch())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
-
-
-def test_teacher_has_no_stochastic_depth():
-    model = still(build(backbone=dict(drop_path_rate=0.5)))
-    images = batch()[0][0]
-    assert not any(module.training for module in model.teacher.modules())
-    assert torch.equal(model.teach(images)[0], model.teach(images)[0])
-    student = [model.backbone(images)[0] for _ in range(8)]
-    assert not all(torch.equal(student[0], other) for other in student)
 
 
 def test_a_crop_without_mask_counts_but_adds_nothing():
@@ -383,35 +221,3 @@ def test_model_can_be_copied_and_pickled():
     expected = copy.deepcopy(model).eval().loss(crops, samples)
     again = pickle.loads(pickle.dumps(model)).eval().loss(crops, samples)
     assert all(torch.equal(expected[name], again[name]) for name in expected)
-
-
-def two_steps(rank, port, path):
-    """What each of two processes does: its own images, gradients averaged by DDP."""
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', rank=rank, world_size=2)
-    model = still(build())
-    wrapped = MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False)
-    for step in range(2):  # a parameter left out of the first step is reported in the second
-        crops, samples = batch(seed=rank, ratios=((0.5, 0.0, 0.8), (0.0, 0.0, 0.0))[rank])
-        losses = wrapped(crops, samples, mode='loss')
-        if step == 0:
-            torch.save([model.head.center, model.head.patch_center], f'{path}/{rank}.pth')
-        model.parse_losses(losses)[0].backward()
-    dist.destroy_process_group()
-
-
-def test_centres_are_means_over_all_processes(tmp_path, free_port):
-    start_processes(two_steps, args=(free_port, tmp_path), nprocs=2, start_method='fork')
-
-    centers = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
-    own = []
-    for rank in range(2):  # what each process would have by itself
-        model = still(build())
-        model.loss(*batch(seed=rank, ratios=(0.5, 0.0, 0.8)))
-        own.append([model.head.center, model.head.patch_center])
-    for kind in range(2):
-        assert torch.equal(centers[0][kind], centers[1][kind])
-        expected = (own[0][kind] + own[1][kind]) / 2
-        torch.testing.assert_close(centers[0][kind], expected, rtol=1e-6, atol=1e-6)
-        assert (own[0][kind] - own[1][kind]).abs().max() > 1e-3

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+import small_models
 import torch
 from mmpretrain.models import MAEPretrainHead
 from mmpretrain.models.utils import build_2d_sincos_position_embedding
@@ -21,31 +22,19 @@ from prmim_adapters.frameworks.rectangles import allow_rectangles
 register_all_modules()
 allow_rectangles()
 
-ARCH = dict(embed_dims=48, num_layers=2, num_heads=3, feedforward_channels=96)
-
 
 def build(img_size, num_patches, head='MAEPretrainHead', settings_only=False, **changes):
     torch.manual_seed(0)
-    framework = dict(
-        type='MAE',
-        backbone=dict(type='MAEViT', arch=ARCH, img_size=img_size, patch_size=16),
-        neck=dict(
-            type='MAEPretrainDecoder',
-            num_patches=num_patches,
-            embed_dim=48,
-            decoder_embed_dim=48,
-            decoder_depth=1,
-            decoder_num_heads=3,
-        ),
-        head=head
-        if isinstance(head, dict)
-        else dict(
-            type=head,
-            patch_size=16,
-            norm_pix=True,
-            loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-        ),
+    framework = small_models.mae(
+        img_size,
+        16,
+        width=48,
+        depth=2,
+        heads=3,
+        neck=dict(num_patches=num_patches),
+        head=dict(norm_pix=True),
     )
+    framework['head'] = head if isinstance(head, dict) else {**framework['head'], 'type': head}
     if settings_only:
         return framework
     model = MODELS.build({**framework, **changes})
@@ -130,7 +119,13 @@ def test_patches_of_a_rectangle_are_those_of_the_squares_in_it():
         assert torch.equal(patches[:, :, 4 * left : 4 * left + 4], square)
 
 
-MFF = dict(type='MFFViT', arch=ARCH, img_size=(64, 128), patch_size=16, out_indices=[0, 1])
+MFF = dict(
+    type='MFFViT',
+    arch=small_models.arch(48, 2, 3),
+    img_size=(64, 128),
+    patch_size=16,
+    out_indices=[0, 1],
+)
 
 
 @pytest.mark.parametrize('backbone', [None, MFF])

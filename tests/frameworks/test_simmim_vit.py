@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+import small_models
 import torch
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
@@ -15,18 +16,8 @@ ARCH = {'embed_dims': 32, 'num_layers': 2, 'num_heads': 4, 'feedforward_channels
 
 @pytest.fixture
 def model():
-    return MODELS.build(
-        {
-            'type': 'SimMIM',
-            'backbone': {'type': 'SimMIMViT', 'arch': ARCH, 'img_size': 64, 'patch_size': 16},
-            'neck': {'type': 'SimMIMLinearDecoder', 'in_channels': 32, 'encoder_stride': 16},
-            'head': {
-                'type': 'SimMIMHead',
-                'patch_size': 16,
-                'loss': {'type': 'PixelReconstructionLoss', 'criterion': 'L1', 'channel': 3},
-            },
-        }
-    )
+    backbone = {'type': 'SimMIMViT', 'arch': ARCH, 'img_size': 64, 'patch_size': 16}
+    return MODELS.build(small_models.simmim(backbone, 32, stride=16, cell=16))
 
 
 @pytest.fixture

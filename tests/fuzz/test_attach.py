@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import small_models
 import torch
 from hypothesis import strategies as st
 from mmpretrain.registry import MODELS
@@ -49,27 +50,7 @@ OPTIONS = st.fixed_dictionaries(
 
 
 def mae() -> nn.Module:
-    arch = dict(embed_dims=8, num_layers=1, num_heads=1, feedforward_channels=16)
-    return MODELS.build(
-        dict(
-            type='mmpretrain.MAE',
-            backbone=dict(type='MAEViT', arch=arch, img_size=16, patch_size=4),
-            neck=dict(
-                type='MAEPretrainDecoder',
-                num_patches=16,
-                patch_size=4,
-                embed_dim=8,
-                decoder_embed_dim=8,
-                decoder_depth=1,
-                decoder_num_heads=1,
-            ),
-            head=dict(
-                type='MAEPretrainHead',
-                patch_size=4,
-                loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-            ),
-        )
-    )
+    return MODELS.build(small_models.mae(16, 4, width=8, heads=1, type='mmpretrain.MAE'))
 
 
 def named(error: Exception, options: dict[str, Any]) -> bool:

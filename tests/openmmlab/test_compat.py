@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_models
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, Runner
@@ -56,28 +57,13 @@ class Images(torch.utils.data.Dataset):
 def train(tmp_path: Path) -> Callable[..., Runner]:
     """Train a tiny mmpretrain MAE through mmengine's Runner in ``tmp_path``."""
     register_all_modules()
-    arch = dict(embed_dims=32, num_layers=1, num_heads=2, feedforward_channels=64)
 
     def run(name: str, iterations: int, resume_from: str | None = None) -> Runner:
         runner = Runner(
-            model=dict(
+            model=small_models.mae(
+                width=32,
                 type='mmpretrain.MAE',
                 data_preprocessor=dict(type='SelfSupDataPreprocessor', mean=[128], std=[64]),
-                backbone=dict(type='MAEViT', arch=arch, img_size=32, patch_size=8),
-                neck=dict(
-                    type='MAEPretrainDecoder',
-                    num_patches=16,
-                    patch_size=8,
-                    embed_dim=32,
-                    decoder_embed_dim=32,
-                    decoder_depth=1,
-                    decoder_num_heads=2,
-                ),
-                head=dict(
-                    type='MAEPretrainHead',
-                    patch_size=8,
-                    loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-                ),
             ),
             work_dir=str(tmp_path / name),
             train_dataloader=dict(

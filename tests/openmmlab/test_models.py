@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+import small_models
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
@@ -29,24 +30,7 @@ from prmim_adapters.openmmlab.models import (
 )
 from prmim_adapters.openmmlab.types import is_a, resolved
 
-ARCH = dict(embed_dims=48, num_layers=1, num_heads=3, feedforward_channels=96)
-FRAMEWORK = dict(
-    type='MAE',
-    backbone=dict(type='MAEViT', arch=ARCH, img_size=64, patch_size=16, mask_ratio=0.75),
-    neck=dict(
-        type='MAEPretrainDecoder',
-        num_patches=16,
-        embed_dim=48,
-        decoder_embed_dim=48,
-        decoder_depth=1,
-        decoder_num_heads=3,
-    ),
-    head=dict(
-        type='MAEPretrainHead',
-        patch_size=16,
-        loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-    ),
-)
+FRAMEWORK = small_models.mae(64, 16, width=48, heads=3, backbone=dict(mask_ratio=0.75))
 PIPELINE = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=64),
@@ -170,7 +154,7 @@ def test_settings_of_the_framework_are_handed_on(config):
     assert partial_of(model).grid == (8, 8)
     assert partial_of(model).num_thrown == 8
     assert framework_settings(settings)['backbone']['mask_ratio'] == 0.5
-    assert framework_settings(settings)['backbone']['arch'] == ARCH
+    assert framework_settings(settings)['backbone']['arch'] == small_models.arch(48, 1, 3)
     assert settings.model.framework.backbone.mask_ratio == 0.75
     assert build_variants(settings)[0].model.backbone.mask_ratio == 0.5
     assert attach_options(settings) == dict(aggregator='nearest')

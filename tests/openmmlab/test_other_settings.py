@@ -5,6 +5,7 @@ import copy
 
 import numpy as np
 import pytest
+import small_models
 import torch
 from mmengine.dataset import default_collate
 from mmengine.hooks import EMAHook, Hook
@@ -22,37 +23,22 @@ import prmim_adapters.openmmlab
 from prmim_adapters.adapters import partial_of
 
 register_all_modules()
-ARCH = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
 RATIO = 0.5
 
 
 def mae(patch=8, size=32, depth=1, **head):
-    height, width = (size, size) if isinstance(size, int) else size
-    loss = dict(type='PixelReconstructionLoss', criterion='L2')
-    return dict(
-        type='MAE',
-        backbone=dict(type='MAEViT', arch=ARCH, img_size=size, patch_size=patch),
-        neck=dict(
-            type='MAEPretrainDecoder',
-            num_patches=height // patch * (width // patch),
-            patch_size=patch,
-            embed_dim=16,
-            decoder_embed_dim=16,
-            decoder_depth=depth,
-            decoder_num_heads=2,
-        ),
-        head=dict(type='MAEPretrainHead', patch_size=patch, loss=loss, **head),
-    )
+    return small_models.mae(size, patch, depth=2, neck=dict(decoder_depth=depth), head=head)
 
 
 def simmim(patch=8, size=32, **backbone):
-    loss = dict(type='PixelReconstructionLoss', criterion='L1', channel=3)
-    return dict(
-        type='SimMIM',
-        backbone=dict(type='SimMIMViT', arch=ARCH, img_size=size, patch_size=patch, **backbone),
-        neck=dict(type='SimMIMLinearDecoder', in_channels=16, encoder_stride=patch),
-        head=dict(type='SimMIMHead', patch_size=patch, loss=loss),
+    backbone = dict(
+        type='SimMIMViT',
+        arch=small_models.arch(depth=2),
+        img_size=size,
+        patch_size=patch,
+        **backbone,
     )
+    return small_models.simmim(backbone, 16, stride=patch, cell=patch)
 
 
 def attached(framework, **options):

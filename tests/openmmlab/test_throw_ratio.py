@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_models
 import torch
 import torch.distributed as dist
 from mmengine.registry import HOOKS, init_default_scope
@@ -24,30 +25,7 @@ from prmim_adapters.openmmlab.throw_ratio import RatioSchedule, ThrowRatioHook, 
 MODEL = dict(
     type='PRMIM',
     throw_ratio=0.5,
-    framework=dict(
-        type='MAE',
-        data_preprocessor=dict(type='SelfSupDataPreprocessor', mean=[0] * 3, std=[1] * 3),
-        backbone=dict(
-            type='MAEViT',
-            arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32),
-            img_size=32,
-            patch_size=4,
-        ),
-        neck=dict(
-            type='MAEPretrainDecoder',
-            num_patches=64,
-            patch_size=4,
-            embed_dim=16,
-            decoder_embed_dim=16,
-            decoder_depth=1,
-            decoder_num_heads=2,
-        ),
-        head=dict(
-            type='MAEPretrainHead',
-            patch_size=4,
-            loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-        ),
-    ),
+    framework=small_models.mae(32, 4, data_preprocessor=small_models.PREPROCESSOR),
 )
 
 

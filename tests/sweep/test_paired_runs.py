@@ -6,6 +6,7 @@ import math
 from functools import partial
 
 import pytest
+import small_models
 import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
@@ -24,29 +25,11 @@ from prmim_adapters.sweep.cost import counted_macs
 from prmim_adapters.sweep.equal_cost import EqualCostEpochLoop, EqualCostIterLoop, stretched
 from prmim_adapters.sweep.pairing import PairedDrawsHook
 
-MAE = dict(
-    type='MAE',
-    backbone=dict(
-        type='MAEViT',
-        arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32),
-        img_size=16,
-        patch_size=4,
-    ),
-    neck=dict(
-        type='MAEPretrainDecoder',
-        num_patches=16,
-        patch_size=4,
-        embed_dim=16,
-        decoder_embed_dim=16,
-        decoder_depth=2,
-        decoder_num_heads=2,
-    ),
-    head=dict(
-        type='MAEPretrainHead',
-        norm_pix=True,
-        patch_size=4,
-        loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-    ),
+MAE = small_models.mae(
+    16,
+    4,
+    neck=dict(decoder_depth=2),
+    head=dict(norm_pix=True),
     init_cfg=[dict(type='Xavier', layer='Linear', distribution='uniform')],
 )
 PREPROCESSOR = dict(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_models
 import torch
 from click.testing import CliRunner
 from mmcv.transforms import RandomFlip
@@ -25,32 +26,21 @@ from prmim_adapters.visualization import (
     panels,
 )
 
-ARCH = dict(embed_dims=48, num_layers=1, num_heads=3, feedforward_channels=96)
+ARCH = small_models.arch(48, 1, 3)
 NORM = dict(mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0])
 CROP = dict(type='RandomResizedCrop', scale=64)
 
 
 def mae(load: dict[str, Any] | None, crop: Any = CROP, channels: int = 3, **preprocessor: Any):
     """A small MAE on 64 px images."""
-    backbone = dict(type='MAEViT', arch=ARCH, img_size=64, patch_size=16)
-    framework = dict(
-        type='MAE',
-        backbone=dict(backbone, patch_cfg=dict(in_channels=channels)),
-        neck=dict(
-            type='MAEPretrainDecoder',
-            num_patches=16,
-            in_chans=channels,
-            embed_dim=48,
-            decoder_embed_dim=48,
-            decoder_depth=1,
-            decoder_num_heads=3,
-        ),
-        head=dict(
-            type='MAEPretrainHead',
-            patch_size=16,
-            in_channels=channels,
-            loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-        ),
+    framework = small_models.mae(
+        64,
+        16,
+        width=48,
+        heads=3,
+        backbone=dict(patch_cfg=dict(in_channels=channels)),
+        neck=dict(in_chans=channels),
+        head=dict(in_channels=channels),
     )
     pipeline = [*([load] if load else []), crop, dict(type='PackInputs')]
     return Config(

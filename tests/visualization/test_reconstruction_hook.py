@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_models
 import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS
@@ -29,45 +30,27 @@ PREPROCESSOR = dict(
     std=[58.395, 57.12, 57.375],
     to_rgb=True,
 )
-ARCH = dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32)
 PIXELS = dict(type='PixelReconstructionLoss', criterion='L2')
 CONVNEXT = dict(depths=[1, 1, 1, 1], channels=[4, 8, 16, 32])
 FRAMEWORKS: dict[str, tuple[int, dict[str, Any], list[dict[str, Any]]]] = {
     'mae': (
         32,
-        dict(
-            type='MAE',
-            backbone=dict(type='MAEViT', arch=ARCH, img_size=32, patch_size=4),
-            neck=dict(
-                type='MAEPretrainDecoder',
-                num_patches=64,
-                patch_size=4,
-                embed_dim=16,
-                decoder_embed_dim=16,
-                decoder_depth=1,
-                decoder_num_heads=2,
-            ),
-            head=dict(type='MAEPretrainHead', norm_pix=True, patch_size=4, loss=PIXELS),
-        ),
+        small_models.mae(32, 4, head=dict(norm_pix=True)),
         [],
     ),
     'simmim': (
         128,
-        dict(
-            type='SimMIM',
-            backbone=dict(
+        small_models.simmim(
+            dict(
                 type='SimMIMSwinTransformer',
                 arch=dict(embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1]),
                 img_size=128,
                 drop_path_rate=0.1,
                 stage_cfgs=dict(block_cfgs=dict(window_size=4)),
             ),
-            neck=dict(type='SimMIMLinearDecoder', in_channels=64, encoder_stride=32),
-            head=dict(
-                type='SimMIMHead',
-                patch_size=4,
-                loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
-            ),
+            width=64,
+            stride=32,
+            cell=4,
         ),
         [
             dict(

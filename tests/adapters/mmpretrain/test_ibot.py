@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import small_models
 import torch
 from mmpretrain.registry import MODELS, TRANSFORMS
 from mmpretrain.structures import DataSample
@@ -27,27 +28,8 @@ THROWN = [8, 0, 10, 4, 4, 0, 10, 1]
 
 def build(drop_path_rate=0.0, **options):
     torch.manual_seed(0)
-    arch = dict(embed_dims=WIDTH, num_layers=3, num_heads=2, feedforward_channels=64)
     model = MODELS.build(
-        dict(
-            type='IBOT',
-            backbone=dict(
-                type='IBOTViT',
-                arch=arch,
-                img_size=(32, 48),
-                patch_size=8,
-                drop_path_rate=drop_path_rate,
-            ),
-            neck=dict(
-                type='IBOTNeck',
-                in_channels=WIDTH,
-                hidden_channels=48,
-                bottleneck_channels=16,
-                out_channels=20,
-                norm_last_layer=False,
-            ),
-            head=dict(type='IBOTHead', out_channels=20),
-        )
+        small_models.ibot(width=WIDTH, depth=3, backbone=dict(drop_path_rate=drop_path_rate))
     )
     with torch.no_grad():
         for parameter in model.parameters():

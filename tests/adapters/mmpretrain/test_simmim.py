@@ -7,6 +7,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import small_models
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
@@ -28,7 +29,7 @@ SWIN = dict(
 )
 VIT = dict(
     type='SimMIMViT',
-    arch=dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48),
+    arch=small_models.arch(24, 2),
     img_size=(32, 48),
     patch_size=8,
 )
@@ -38,17 +39,8 @@ MASKED, THROWN = 14, 12
 
 
 def model_settings(kind, **backbone):
-    config, channels, stride, cell = KINDS[kind]
-    return dict(
-        type='SimMIM',
-        backbone={**config, **backbone},
-        neck=dict(type='SimMIMLinearDecoder', in_channels=channels, encoder_stride=stride),
-        head=dict(
-            type='SimMIMHead',
-            patch_size=cell,
-            loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
-        ),
-    )
+    config, *sizes = KINDS[kind]
+    return small_models.simmim({**config, **backbone}, *sizes)
 
 
 def build(kind, **backbone):

@@ -3,6 +3,7 @@
 
 from functools import partial
 
+import small_models
 import torch
 from contract_case import Case
 from mmpretrain.registry import MODELS
@@ -16,20 +17,9 @@ RAGGED = [[12, 0], [18, 6], [6, 1]]
 
 
 def build():
-    arch = dict(embed_dims=WIDTH, num_layers=DEPTH, num_heads=2, feedforward_channels=HIDDEN)
     model = MODELS.build(
-        dict(
-            type='IBOT',
-            backbone=dict(type='IBOTViT', arch=arch, img_size=(32, 48), patch_size=8),
-            neck=dict(
-                type='IBOTNeck',
-                in_channels=WIDTH,
-                hidden_channels=NECK,
-                bottleneck_channels=BOTTLENECK,
-                out_channels=PROTOTYPES,
-                norm_last_layer=False,
-            ),
-            head=dict(type='IBOTHead', out_channels=PROTOTYPES),
+        small_models.ibot(
+            width=WIDTH, depth=DEPTH, hidden=NECK, bottleneck=BOTTLENECK, prototypes=PROTOTYPES
         )
     )
     model.init_weights()

@@ -3,33 +3,22 @@
 
 from functools import partial
 
+import small_models
 import torch
 from contract_case import Case, images
 from mmengine.model import BaseModule
 from mmpretrain.models import MAEPretrainDecoder
 from mmpretrain.registry import MODELS
 
-ENCODER = dict(
-    type='MAEViT',
-    arch=dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48),
-    img_size=32,
-    patch_size=4,
+SETTINGS = small_models.mae(
+    32,
+    4,
+    width=24,
+    depth=2,
+    neck=dict(decoder_embed_dim=32, decoder_depth=2),
+    head=dict(norm_pix=True),
 )
-DECODER = dict(
-    type='MAEPretrainDecoder',
-    num_patches=64,
-    patch_size=4,
-    embed_dim=24,
-    decoder_embed_dim=32,
-    decoder_depth=2,
-    decoder_num_heads=2,
-)
-HEAD = dict(
-    type='MAEPretrainHead',
-    norm_pix=True,
-    patch_size=4,
-    loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-)
+ENCODER, DECODER, HEAD = SETTINGS['backbone'], SETTINGS['neck'], SETTINGS['head']
 
 
 class RandomFeatures(BaseModule):
@@ -46,10 +35,8 @@ class RandomFeatures(BaseModule):
 
 
 def build(**changes):
-    config = dict(type='MAE', backbone=ENCODER, neck=DECODER, head=HEAD)
-
     def make():
-        model = MODELS.build({**config, **changes})
+        model = MODELS.build({**SETTINGS, **changes})
         model.init_weights()
         return model
 

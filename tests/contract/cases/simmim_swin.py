@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SimMIM with mmpretrain's Swin backbone: tokens are 32-px units."""
 
+import small_models
 import torch
 from cases.simmim_vit import masks, samples
 from contract_case import Case, images
@@ -11,24 +12,14 @@ WIDTHS, DEPTHS, UNITS = (8, 16, 32, 64), (2, 1, 1, 1), 4
 
 
 def build(**options):
-    model = MODELS.build(
-        dict(
-            type='SimMIM',
-            backbone=dict(
-                type='SimMIMSwinTransformer',
-                arch=dict(embed_dims=8, depths=list(DEPTHS), num_heads=[1, 2, 2, 4]),
-                img_size=32 * UNITS,
-                drop_path_rate=0.0,
-                **options,
-            ),
-            neck=dict(type='SimMIMLinearDecoder', in_channels=WIDTHS[-1], encoder_stride=32),
-            head=dict(
-                type='SimMIMHead',
-                patch_size=4,
-                loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
-            ),
-        )
+    backbone = dict(
+        type='SimMIMSwinTransformer',
+        arch=dict(embed_dims=8, depths=list(DEPTHS), num_heads=[1, 2, 2, 4]),
+        img_size=32 * UNITS,
+        drop_path_rate=0.0,
+        **options,
     )
+    model = MODELS.build(small_models.simmim(backbone, WIDTHS[-1], stride=32, cell=4))
     model.init_weights()
     # An untrained Swin is nearly linear: wider weights make every path count.
     for parameter in model.backbone.parameters():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SimMIM with the ViT backbone of this package, on a rectangle."""
 
+import small_models
 import torch
 from contract_case import Case, images
 from mmpretrain.registry import MODELS
@@ -13,25 +14,13 @@ SIZE = (4 * PATCH, 16 * PATCH)
 
 
 def build():
-    model = MODELS.build(
-        dict(
-            type='SimMIM',
-            backbone=dict(
-                type='SimMIMViT',
-                arch=dict(
-                    embed_dims=WIDTH, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=48
-                ),
-                img_size=SIZE,
-                patch_size=PATCH,
-            ),
-            neck=dict(type='SimMIMLinearDecoder', in_channels=WIDTH, encoder_stride=PATCH),
-            head=dict(
-                type='SimMIMHead',
-                patch_size=PATCH,
-                loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
-            ),
-        )
+    backbone = dict(
+        type='SimMIMViT',
+        arch=small_models.arch(WIDTH, DEPTH, HEADS),
+        img_size=SIZE,
+        patch_size=PATCH,
     )
+    model = MODELS.build(small_models.simmim(backbone, WIDTH, stride=PATCH, cell=PATCH))
     model.init_weights()
     # The position bias starts at zero; a trained one shows whether the right rows are gathered.
     torch.nn.init.normal_(model.backbone.rel_pos_bias.relative_position_bias_table)
