@@ -35,6 +35,7 @@ html_title = 'prmim_adapters'
 html_static_path = ['_static']
 html_css_files = ['site.css']
 html_show_sourcelink = False
+html_show_copyright = False
 
 #: Files outside of docs/ that are pages of the site.
 PAGES = {

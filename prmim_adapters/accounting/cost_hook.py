@@ -18,6 +18,7 @@ from mmpretrain.registry import HOOKS
 from torch import nn
 
 from ..adapters import is_attached
+from ..core.options import check_flag, check_whole
 from ..core.seeding import seeded
 from ..errors import described
 from ..openmmlab.distributed import unwrapped
@@ -60,11 +61,9 @@ class CostHook(Hook):
     priority = 'VERY_LOW'
 
     def __init__(self, batch_size: int = 2, full: bool = False, table: bool = True) -> None:
-        if batch_size < 2:
-            raise ValueError(f'CostHook: batch_size={batch_size} must be at least 2')
-        self.batch_size = batch_size
-        self.full = full
-        self.table = table
+        self.batch_size = check_whole('CostHook: batch_size', batch_size, 2)
+        self.full = check_flag('CostHook: full', full)
+        self.table = check_flag('CostHook: table', table)
 
     def before_train(self, runner: Runner) -> None:
         """Runs on the main process only, as the others would see the same; all compare seeds."""

@@ -55,6 +55,20 @@ def check_flag(name: str, value: Any) -> bool:
     return value
 
 
+def check_name(name: str, value: Any) -> str:
+    """Text that is not empty.
+
+    Raises:
+        TypeError: no text.
+        ValueError: empty.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f'{name}={value!r} ({type(value).__name__}): expected a name')
+    if not value:
+        raise ValueError(f'{name}={value!r} is empty')
+    return value
+
+
 def check_choice(name: str, value: Any, allowed: Collection[str]) -> str:
     """One of the names in ``allowed``.
 

@@ -16,7 +16,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmpretrain.registry import HOOKS
 from torch import nn
 
-from ..core.options import check_number, check_whole
+from ..core.options import check_name, check_number, check_whole
 from .distributed import unwrapped
 
 
@@ -144,7 +144,7 @@ class FreezeLastLayerHook(_BeforeStep):
 
     def __init__(self, epochs: int = 1, prefix: str = 'neck.last_layer') -> None:
         self.epochs = check_whole('FreezeLastLayerHook: epochs', epochs, 0)
-        self.prefix = prefix
+        self.prefix = check_name('FreezeLastLayerHook: prefix', prefix)
 
     def before_train(self, runner: Runner) -> None:
         """Check that there is something to freeze."""

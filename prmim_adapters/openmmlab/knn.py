@@ -21,8 +21,9 @@ from mmengine.runner import Runner
 from mmpretrain.models.utils import SparseHelper, TwoNormDataPreprocessor
 from mmpretrain.registry import HOOKS
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from ..core.options import check_flag, check_number, check_whole
+from ..core.options import check_flag, check_name, check_number, check_whole
 from ..core.seeding import seeded
 from .distributed import gather_shards, unwrapped
 from .labelled import check_evaluation_data
@@ -237,11 +238,14 @@ class KNNHook(Hook):
         self.at_start = check_flag('KNNHook: at_start', at_start)
         self.class_token = check_flag('KNNHook: class_token', class_token)
         self.dataloaders: list[Any] = [train_dataloader, test_dataloader]
+        for name, value in dict(train=train_dataloader, test=test_dataloader).items():
+            if not isinstance(value, (dict, DataLoader)):
+                raise TypeError(f'KNNHook: {name}_dataloader={value!r}: expected a dict')
         self.num_classes = check_whole('KNNHook: num_classes', num_classes, 1)
         self.interval = check_whole('KNNHook: interval', interval, 1)
         self.k = check_whole('KNNHook: k', k, 1)
         self.temperature = check_number('KNNHook: temperature', temperature, 1e-6)
-        self.backbone = backbone
+        self.backbone = check_name('KNNHook: backbone', backbone)
 
     def before_train(self, runner: Runner) -> None:
         """Build both loaders and try the network, so that a mistake shows before training."""

@@ -75,7 +75,10 @@ def image_files(paths: Sequence[str | Path], limit: int = 16) -> list[Path]:
         endings = Image.registered_extensions()
         inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in endings and p.is_file())
         if not inside:
-            raise ValueError(f'{path} is a folder without pictures: give files, or another folder')
+            raise ValueError(
+                f'{path} is a folder without pictures (.png, .jpg, .webp, .tif and what else Pillow '
+                'reads by its ending): give another folder, or files by name, which may be of any kind'
+            )
         count = min(limit, len(inside))
         found += [inside[index * len(inside) // count] for index in range(count)]
     return found

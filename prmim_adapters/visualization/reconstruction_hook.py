@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -29,6 +30,19 @@ from .display import Display, display_of
 from .load import image_files, load_images
 from .observe import losses_by_role, observe, recorded
 from .panels import panels
+
+
+def _given(images: Any) -> list[str] | None:
+    """The option ``images`` as a list."""
+    if images is None:
+        return None
+    paths = list(images) if isinstance(images, (list, tuple)) else [images]
+    if not paths or not all(isinstance(path, (str, Path)) and str(path) for path in paths):
+        raise ValueError(
+            f'ReconstructionHook: images={images!r}: give files and folders, or None for images of '
+            'the training set'
+        )
+    return list(map(str, paths))
 
 
 @HOOKS.register_module()
@@ -84,7 +98,7 @@ class ReconstructionHook(Hook):
                 raise ValueError(f'ReconstructionHook: channels={channels!r}: give three, or None')
             for channel in channels:
                 check_whole('ReconstructionHook: channels', channel, 0)
-        self.images = [images] if isinstance(images, str) else images
+        self.images = _given(images)
         self.num_images = num_images
         self.interval = interval
         self.by_epoch = by_epoch

@@ -96,7 +96,7 @@ MISTAKES = {
     'show small.py other.pth image.png': ['other.pth is not a checkpoint of', 'small.py'],
     'show small.py text.pth image.png': ['text.pth'],
     'show small.py other.pth nowhere.png': ["'nowhere.png' does not exist"],
-    'show small.py other.pth folder': ['folder is a folder without pictures'],
+    'show small.py other.pth folder': ['folder is a folder without pictures (.png, .jpg'],
     'show small.py other.pth image.png --out exists.png': ['exists.png exists', '--force'],
     'show small.py other.pth image.png --out picture': ['--out picture', '.png'],
     'show small.py other.pth image.png --out image.png --force': ['image.png, which is read'],

@@ -165,6 +165,7 @@ def test_several_optimizers_are_refused(train, hook):
         (lambda: TeacherTempHook(patch=(0, 0.07)), 'TeacherTempHook: patch=0'),
         (lambda: TeacherTempHook(warmup_epochs=2.5), 'TeacherTempHook: warmup_epochs=2.5'),
         (lambda: FreezeLastLayerHook(epochs=-1), 'FreezeLastLayerHook: epochs=-1'),
+        (lambda: FreezeLastLayerHook(prefix=''), "FreezeLastLayerHook: prefix='' is empty"),
         (lambda: ClipEachGradHook(max_norm=0), 'ClipEachGradHook: max_norm=0'),
     ],
 )

@@ -457,11 +457,13 @@ def test_trying_the_network_leaves_the_random_state_and_its_mode(tmp_path):
         (dict(temperature=0.0), ValueError),
         (dict(k=2.5), TypeError),
         (dict(at_start=1), TypeError),
+        (dict(backbone=''), ValueError),
+        (dict(test_dataloader=None), TypeError),
     ],
 )
 def test_options_out_of_range_are_refused_when_the_hook_is_built(option, error):
     with pytest.raises(error, match=f'KNNHook: {next(iter(option))}'):
-        KNNHook({}, {}, **(dict(num_classes=2) | option))
+        KNNHook(**(dict(train_dataloader={}, test_dataloader={}, num_classes=2) | option))
 
 
 def test_hook_is_registered_for_configs():

@@ -232,6 +232,10 @@ def test_pictures_are_of_the_files_and_folders_given(folder: Path) -> None:
         (dict(channels=[0, 1.5, 2]), TypeError, 'channels=1.5'),
         (dict(channels=[-1, 0, 1]), ValueError, 'channels=-1'),
         (dict(seed=-1), ValueError, 'seed=-1'),
+        (dict(images=5), ValueError, 'images=5: give files and folders, or None'),
+        (dict(images=''), ValueError, "images=''"),
+        (dict(images=[]), ValueError, r'images=\[\]'),
+        (dict(images=['a.png', 5]), ValueError, r"images=\['a.png', 5\]"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], error: type, message: str) -> None:
