@@ -117,7 +117,7 @@ def _check_sizes(name: str, seams: Seams) -> None:
     if seams.num_masked is not None and seams.num_masked > seams.length:
         raise ValueError(
             f'adapter {name}: num_masked={seams.num_masked}, but the grid {seams.grid} has '
-            f'{seams.length} tokens'
+            f'{seams.length} tokens: choose a mask ratio of at most 1'
         )
 
 

@@ -166,8 +166,11 @@ def check_mask(mask: Tensor, grid: Grid) -> None:
     """Refuse a mask that is not on the grid.
 
     Raises:
+        TypeError: it is not of bool.
         ValueError: it is not (B, H * W).
     """
+    if mask.dtype != torch.bool:
+        raise TypeError(f'mask of {mask.dtype}: expected torch.bool, where True is masked')
     if mask.dim() != 2 or mask.shape[1] != grid[0] * grid[1]:
         raise ValueError(
             f'mask of shape {tuple(mask.shape)} does not fit the {grid[0]}x{grid[1]} patch grid: '

@@ -38,7 +38,13 @@ class Units:
         return cls(torch.arange(grid[0] * grid[1], device=device).expand(batch, -1), grid)
 
     def side(self, tokens: Tensor) -> int:
-        """Positions on a side of a unit: of packed tokens (B, N, C)."""
+        """Positions on a side of a unit: of packed tokens (B, N, C).
+
+        Raises:
+            ValueError: there is no unit.
+        """
+        if not self.index.shape[1]:
+            raise ValueError('no unit is left to compute: choose a mask ratio below 1')
         return isqrt(tokens.shape[1] // self.index.shape[1])
 
     def num_absent(self, tokens: Tensor) -> int:

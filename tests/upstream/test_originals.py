@@ -29,6 +29,43 @@ def test_simmim_with_a_mask_that_cuts_units_is_refused(upstream_modules):
         model(images(size=48), unit_masks(22, 2, side=12))
 
 
+SIMMIM = {'vit': (build_simmim_vit, 4, 12), 'swin': (build_simmim_swin, 8, 24)}
+
+
+@pytest.mark.parametrize('kind', SIMMIM)
+def test_simmim_with_a_reconstruction_of_another_size_is_refused(upstream_modules, kind):
+    upstream_modules('simmim')
+    build, stride, _ = SIMMIM[kind]
+    model = build()
+    model.encoder_stride = 2 * stride
+    with pytest.raises(ValueError, match=rf'encoder_stride={2 * stride}.*_stride={stride}$'):
+        prmim.attach(model)
+
+
+@pytest.mark.parametrize('kind', SIMMIM)
+@pytest.mark.parametrize('shape', [(3, 36), (3, 6, 6), (3, 48, 48)])
+def test_simmim_with_a_mask_of_another_size_is_refused(upstream_modules, kind, shape):
+    upstream_modules('simmim')
+    build, _, side = SIMMIM[kind]
+    with pytest.raises(ValueError, match=rf'mask of shape .*expected \(B, {side}, {side}\)'):
+        prmim.attach(build())(images(size=48), torch.ones(shape))
+
+
+def test_fcmae_without_a_visible_unit_is_refused(upstream_modules):
+    upstream_modules('convnextv2')
+    with pytest.raises(ValueError, match='no unit is left to compute'):
+        prmim.attach(build_fcmae())(images(size=128), mask_ratio=1.0)
+
+
+@pytest.mark.parametrize('dtype', [torch.int64, torch.float32])
+def test_ibot_with_masks_of_numbers_is_refused(upstream_modules, dtype):
+    """Upstream itself takes integers for indices of rows."""
+    upstream_modules('ibot')
+    crops, masks = [images(2)], [torch.zeros(2, 8, 8, dtype=dtype)]
+    with pytest.raises(TypeError, match=rf'mask of {dtype}: expected torch\.bool'):
+        prmim.attach(build_ibot(), throw_ratio=0.5)(crops, mask=masks)
+
+
 def test_ibot_local_crops_and_empty_masks(upstream_modules):
     upstream_modules('ibot')
     upstream, ours = build_ibot(), prmim.attach(build_ibot(), throw_ratio=0.5)

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ...core import PartialReconstruction
+from ...core.partition import Grid
 from ..dense import dense_features, feature_map, weighted_l1
 from ..registry import ADAPTERS
 from ..seams import Seams
@@ -61,11 +62,28 @@ class SimMIMSeam:
     partial: PartialReconstruction
 
     def forward(self: Any, x: Tensor, mask: Tensor) -> Tensor:
-        """Upstream's loss of images x (B, 3, H, W) under mask (B, h, w), 1 = masked."""
+        """Upstream's loss of images x (B, 3, H, W) under mask (B, h, w), 1 = masked.
+
+        Raises:
+            ValueError: the mask has not one entry for each patch.
+        """
+        height, width = _patches(self.encoder)
+        if mask.shape[1:] != (height, width):
+            raise ValueError(
+                f'mask of shape {tuple(mask.shape)}: expected (B, {height}, {width}), an entry for '
+                'each patch of the images; set DATA.IMG_SIZE and PATCH_SIZE of model and masks alike'
+            )
         if not self.partial.changes_loss:
             return super().forward(x, mask)  # type: ignore[misc]
         reconstruction = self.decoder(self.encoder(x, mask))
         return weighted_l1(self.partial, self.partial.take(len(x)), x, reconstruction, mask)
+
+
+def _patches(encoder: Any) -> Grid:
+    """(H, W) in patches."""
+    embed = encoder.patch_embed
+    height, width = embed.patches_resolution if hasattr(encoder, 'layers') else embed.patch_shape
+    return height, width
 
 
 CLASSES = UpstreamClasses(
@@ -84,9 +102,11 @@ def simmim(model: Any) -> Seams:
     """Seam: the encoder. The grid of a ViT is of patches, that of Swin of units.
 
     Raises:
-        ValueError: every block has a relative position bias of its own, or units do not fit.
+        ValueError: every block has a relative position bias of its own, units do not fit, or the
+            reconstruction has another size than the images.
     """
     encoder = model.encoder
+    grid = _patches(encoder)
     if hasattr(encoder, 'layers'):
         from .swin import unit_grid
 
@@ -97,9 +117,12 @@ def simmim(model: Any) -> Seams:
             'fit present tokens; pre-train with USE_RPB=False, USE_SHARED_RPB=True (upstream '
             'copies the shared bias into every block for fine-tuning)'
         )
-    else:
-        height, width = encoder.patch_embed.patch_shape
-        grid = height, width
+    stride = model.patch_size * (_patches(encoder)[0] // grid[0])
+    if model.encoder_stride != stride:
+        raise ValueError(
+            f'encoder_stride={model.encoder_stride}, but the encoder puts {stride}x{stride} pixels '
+            f'into a token: set encoder_stride={stride}'
+        )
     return Seams(
         host='encoder',
         guests=('',),
