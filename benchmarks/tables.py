@@ -34,6 +34,9 @@ STEPS = [
 ]
 """Rows of the table of measured steps: title and result file."""
 
+TO = '\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}'
+"""Between two figures: they stay in one line of a narrow column."""
+
 
 def main() -> None:
     check = '--check' in sys.argv[1:]
@@ -66,7 +69,9 @@ def _cost_row(name: str, report: dict[str, Any]) -> list[str]:
 
     def change(key: str, unit: float, digits: int) -> str:
         before, after = framework[key], ours[key]
-        return f'{before / unit:.{digits}f} → {after / unit:.{digits}f} ({after / before - 1:+.1%})'
+        return (
+            f'{before / unit:.{digits}f}{TO}{after / unit:.{digits}f} ({after / before - 1:+.1%})'
+        )
 
     return [
         f'`{name}`',
@@ -91,7 +96,7 @@ def declared() -> str:
     rows = [
         [
             name,
-            f'{found["forward"] / 1e9:.1f} → {found["forward_with"] / 1e9:.1f}',
+            f'{found["forward"] / 1e9:.1f}{TO}{found["forward_with"] / 1e9:.1f}',
             f'{-found["saving"]:+.1%}',
             f'+{found["light_stage"] / found["forward"]:.2%}',
             f'{found["closed_form_error"]:+.2%}',
