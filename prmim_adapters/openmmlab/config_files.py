@@ -148,4 +148,6 @@ def _reason(error: Exception) -> str:
         return f'line {error.lineno}: {error.msg}'
     if isinstance(error, FileNotFoundError):
         return f'{error.filename or error}: no such file, which it inherits from or reads'
+    if type(error) is RuntimeError and not error.args:  # of mmengine's stand-ins for imported names
+        return 'it calls what it imports, as NAME(...), which is dict(type=NAME, ...) in a config'
     return described(error)

@@ -8,6 +8,7 @@ import inspect
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.lazy import LazyAttr, LazyObject
 from mmpretrain.registry import MODELS
 from torch import nn
 
@@ -42,7 +43,8 @@ def PRMIM(  # noqa: N802 (what configs call it; in a pure-Python config the obje
         The framework's own model object.
 
     Raises:
-        TypeError: a setting is neither an argument of ``attach`` nor one of the framework.
+        TypeError: ``framework`` is no config, or a setting neither an argument of ``attach`` nor
+            one of the framework.
         ValueError: ``with_cp``, and no block of the heavy network can be computed again.
     """
     check_flag('with_cp', with_cp)
@@ -62,9 +64,15 @@ def separate(
     """The framework's config with its own settings merged into it, and the options of ``attach``.
 
     Raises:
-        TypeError: a setting is of neither; says where settings of the framework live.
+        TypeError: ``framework`` is no config, or a setting is of neither; says where settings of
+            the framework live.
     """
-    options = {name: value for name, value in settings.items() if name in OPTIONS}
+    if not isinstance(framework, dict):
+        raise TypeError(
+            f'PRMIM: framework={framework!r}: expected the model config of a framework, '
+            'dict(type=..., backbone=..., ...)'
+        )
+    options = {name: _imported(value) for name, value in settings.items() if name in OPTIONS}
     others = {name: value for name, value in settings.items() if name not in OPTIONS}
     if not others:
         return framework, options
@@ -87,6 +95,13 @@ def overridden(framework: dict[str, Any], settings: dict[str, Any]) -> dict[str,
     merged = Config(copy.deepcopy(framework))
     merged.merge_from_dict(copy.deepcopy(settings))
     return dict(merged.items())
+
+
+def _imported(value: Any) -> Any:
+    """What a pure-Python config imports, itself: mmengine leaves it as it is inside of lists."""
+    if isinstance(value, (LazyObject, LazyAttr)):
+        return value.build()
+    return list(map(_imported, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _parameters(framework: Any) -> set[str]:

@@ -16,7 +16,9 @@ from torchvision import transforms
 from prmim_adapters.accounting import make_batch
 from prmim_adapters.accounting.variants import build_variants
 from prmim_adapters.adapters import is_attached, partial_of
+from prmim_adapters.core.aggregation import CrossAttention
 from prmim_adapters.openmmlab import PRMIM
+from prmim_adapters.openmmlab.config_files import ConfigError
 from prmim_adapters.openmmlab.models import (
     attach_options,
     build_model,
@@ -119,6 +121,34 @@ def test_pure_python_configs(tmp_path):
     assert not is_attached(framework.model)
     assert plain.throw_ratio == ours.throw_ratio == 0.25
     assert make_batch(settings, ours.model)['inputs'].shape == (2, 3, 64, 64)
+
+
+def test_light_stages_of_pure_python_configs_may_be_the_classes_themselves(tmp_path):
+    text = PURE.replace("'nearest'", '[CrossAttention, dict(type=CrossAttention, heads=2)]')
+    imports = 'from prmim_adapters.core.aggregation import CrossAttention\n'
+    (tmp_path / 'pure.py').write_text(imports + text)
+    settings = load_config(tmp_path / 'pure.py')
+    for model in (build_model(settings), build_variants(settings)[2].model):
+        stages = partial_of(model).aggregators
+        assert [type(stage) for stage in stages] == [CrossAttention, CrossAttention]
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        (
+            'framework=dict(',
+            'framework=MAE, other=dict(',
+            r'framework=.*MAE.*: expected the model config',
+        ),
+        ('type=PixelReconstructionLoss,', 'type=PixelReconstructionLoss(),', r'as NAME\(\.\.\.\)'),
+    ],
+)
+def test_mistakes_in_pure_python_configs(tmp_path, old, new, message):
+    assert old in PURE
+    (tmp_path / 'pure.py').write_text(PURE.replace(old, new))
+    with pytest.raises((ConfigError, TypeError), match=message):
+        build_model(load_config(tmp_path / 'pure.py'))
 
 
 def test_a_framework_without_prmim_has_the_default_ratio():
