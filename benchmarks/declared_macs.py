@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """MACs of full-size models whose adapter is a declaration, at the sizes of their authors' runs.
 
-    python benchmarks/declared_macs.py UPSTREAM_DIR NAME [NAME ...]    # one repository a process
+    PRMIM_UPSTREAM_DIR=... python benchmarks/declared_macs.py NAME [NAME ...]    # up to 15 GB
 
-Forward MACs per image or clip of the loss path by ``prmim_adapters.accounting.count_macs`` (two
-counters that must agree) and what the closed form says is saved, random weights, half of all tokens
-thrown; added to benchmarks/results/declared.json. Counts do not depend on the machine.
+MACs per image or clip of the loss path, forward by ``prmim_adapters.accounting.count_macs`` (two
+counters that must agree), forward and backward by ``training_macs``, and what the closed form says
+is saved in forward; random weights, half of all tokens thrown; added to
+benchmarks/results/declared.json. Counts do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -16,21 +17,20 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
+from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import prmim_adapters as prmim
-from prmim_adapters.accounting import count_macs
+from prmim_adapters.accounting import count_macs, training_macs
 from prmim_adapters.accounting.closed_form import predicted_saving
 from prmim_adapters.adapters import ADAPTERS
-from prmim_adapters.upstream.shims import SHIMS
 
 RESULTS = Path(__file__).parent / 'results' / 'declared.json'
+CHECKOUTS = Path(__file__).parents[1] / 'tests' / 'contract'  # how they are imported
 RATIO = 0.5
 Loss = Callable[[nn.Module, tuple[Tensor, ...]], Tensor]
 Made = tuple[nn.Module, list[Tensor], Loss]
@@ -129,9 +129,16 @@ def audiomae() -> Made:
     return model, [torch.randn(1, 1, 1024, 128)], loss
 
 
-def hpm() -> Made:
+def satmae_temporal() -> Made:
+    """Three dates of RGB at 224, patches of 16, mask ratio 0.75."""
+    module = importlib.import_module('models_mae_temporal')
+    dates = torch.tensor([[[12.0, 3.0, 8.0], [14.0, 7.0, 9.0], [15.0, 1.0, 10.0]]])
+    return module.mae_vit_large_patch16(), [torch.randn(1, 3, 3, 224, 224), dates], returned
+
+
+def hpm(file: str) -> Made:
     """ViT-B with the predictor of losses; the teacher's pass is not counted."""
-    module = importlib.import_module('models_mae_learn_loss')
+    module = importlib.import_module(file)
 
     def loss(model: Any, inputs: tuple[Tensor, ...]) -> Tensor:
         out = model(*inputs)
@@ -154,6 +161,34 @@ def bootmae() -> Made:
     return module.bootmae_base(), [torch.randn(1, 3, 224, 224), order], loss
 
 
+def solo_learn() -> Made:
+    """ViT-B on one view at 224, decoder of eight blocks as its recipe for ImageNet-100."""
+    from omegaconf import OmegaConf
+
+    module = importlib.import_module('solo.methods.mae')
+    config = {
+        'method': 'mae',
+        'backbone': {'name': 'vit_base', 'kwargs': {'img_size': 224, 'patch_size': 16}},
+        'data': {
+            'dataset': 'custom', 'num_classes': 100, 'num_large_crops': 1, 'num_small_crops': 0
+        },
+        'max_epochs': 1,
+        'optimizer': {
+            'name': 'adamw', 'batch_size': 1, 'lr': 1e-4, 'weight_decay': 0.05, 'classifier_lr': 0.1
+        },
+        'scheduler': {'name': 'none'},
+        'method_kwargs': {
+            'decoder_embed_dim': 512, 'decoder_depth': 8, 'decoder_num_heads': 16
+        },
+    }  # fmt: skip
+
+    def loss(model: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+        out = model(*inputs)
+        return out['pred'].sum() + out['logits'].sum()
+
+    return module.MAE(OmegaConf.create(config)), [torch.randn(1, 3, 224, 224)], loss
+
+
 def monai() -> Made:
     """ViT-B on volumes of 96 x 96 x 96, patches of 8 (1,728 tokens), otherwise MONAI's defaults."""
     module = importlib.import_module('monai.networks.nets.masked_autoencoder_vit')
@@ -162,65 +197,45 @@ def monai() -> Made:
 
 
 def huggingface(name: str) -> Made:
-    """The library's default configs: VideoMAE-B, DeiT-B, and Hiera-B at 224."""
+    """VideoMAE-B and DeiT-B by the library's default configs, Hiera-B at 224."""
     import transformers
+    from gpu_stages import transformers_models
 
-    config = getattr(transformers, f'{name}Config')()
-    model = getattr(
-        transformers, name + {'DeiT': 'ForMaskedImageModeling'}.get(name, 'ForPreTraining')
-    )
-    if name == 'VideoMAE':
-        inputs = [torch.randn(1, 16, 3, 224, 224), masked(1568, 1408)]
-    elif name == 'DeiT':
+    if name == 'deit':
+        config = transformers.DeiTConfig()
         config.encoder_stride = config.patch_size
-        inputs = [torch.randn(1, 3, 224, 224), masked(196, 147)]
+        model = transformers.DeiTForMaskedImageModeling(config)
+        inputs: tuple[Tensor, ...] = (torch.randn(1, 3, 224, 224), masked(196, 147))
     else:
-        config = transformers.HieraConfig(
-            depths=[2, 3, 16, 3],
-            num_query_pool=2,  # as its authors pre-train
-            decoder_hidden_size=512,
-            decoder_depth=8,
-            decoder_num_heads=16,
-            mask_ratio=0.6,
-        )
-        inputs = [torch.randn(1, 3, 224, 224)]
-    return model(config).train(), inputs, returned
+        model, inputs = getattr(transformers_models, name)(batch_size=1)
+    return model.train(), list(inputs), returned
 
 
 MODELS: dict[str, tuple[str | None, Callable[[], Made]]] = {
-    'VideoMAE-B': ('VideoMAE', lambda: videomae('base', 4)),
-    'VideoMAE-L, decoder of 12 blocks': ('VideoMAE', lambda: videomae('large', 12)),
-    'VideoMAE V2 B, no decoder mask': ('VideoMAEv2', videomae_v2),
+    'VideoMAE-B': ('videomae', lambda: videomae('base', 4)),
+    'VideoMAE-L, decoder of 12 blocks': ('videomae', lambda: videomae('large', 12)),
+    'VideoMAE V2 B, no decoder mask': ('videomae-v2', videomae_v2),
     'Hiera-B, video': ('hiera', lambda: hiera('16x224', 16, 224, 224)),
     'Hiera-B, images': ('hiera', lambda: hiera('224', 224, 224)),
-    'MAE-ST L': ('mae_st', mae_st),
-    'SatMAE-B, groups of bands': ('SatMAE', lambda: satmae('base')),
-    'SatMAE-L, groups of bands': ('SatMAE', lambda: satmae('large')),
+    'MAE-ST L': ('mae-st', mae_st),
+    'SatMAE-B, groups of bands': ('satmae', lambda: satmae('base')),
+    'SatMAE-L, groups of bands': ('satmae', lambda: satmae('large')),
+    'SatMAE-L, three dates': ('satmae', satmae_temporal),
     'Prithvi-EO-2.0 300M': ('terratorch', prithvi),
-    'AudioMAE-B, global decoder': ('AudioMAE', audiomae),
+    'AudioMAE-B, global decoder': ('audiomae', audiomae),
     'MONAI MAE, 96 x 96 x 96': (None, monai),
-    'MAE-pytorch B': ('MAE-pytorch', mae_pytorch),
-    'Hard Patches Mining B, pixel decoder': ('HPM', hpm),
-    'BootMAE-B, pixel decoder': ('BootMAE', bootmae),
-    'transformers VideoMAE-B': (None, lambda: huggingface('VideoMAE')),
-    'transformers Hiera-B': (None, lambda: huggingface('Hiera')),
-    'transformers DeiT-B, masked images': (None, lambda: huggingface('DeiT')),
+    'MAE-pytorch B': ('mae-pytorch', mae_pytorch),
+    'Hard Patches Mining B, pixel decoder': ('hpm', lambda: hpm('models_mae_learn_loss')),
+    'Hard Patches Mining B, feature decoder': (
+        'hpm',
+        lambda: hpm('models_mae_learn_feature_loss'),
+    ),
+    'BootMAE-B, pixel decoder': ('bootmae', bootmae),
+    'solo-learn MAE-B': ('solo-learn', solo_learn),
+    'transformers VideoMAE-B': (None, lambda: huggingface('videomae')),
+    'transformers Hiera-B': (None, lambda: huggingface('hiera')),
+    'transformers DeiT-B, masked images': (None, lambda: huggingface('deit')),
 }
-
-
-def enter(folder: Path) -> None:
-    """Make a repository importable on a current stack."""
-    sys.path[:0] = [str(folder), str(folder.parent)]
-    for name in ('torch-six', 'numpy-float', 'timm-block'):
-        SHIMS[name](folder / 'main.py', [])
-    packages = []
-    if folder.name == 'terratorch':  # whose __init__ needs much that the model does not
-        packages = ['terratorch', 'terratorch.models', 'terratorch.models.backbones']
-    if folder.name == 'mae_st' and find_spec('simplejson') is None:  # of its logger
-        packages = ['simplejson']
-    for package in packages:
-        sys.modules[package] = ModuleType(package)
-        sys.modules[package].__path__ = [str(folder.joinpath(*package.split('.')))]
 
 
 def bootmae_saving() -> float:
@@ -239,14 +254,16 @@ def figures(made: Made) -> dict[str, Any]:
     """Counts of the framework, and with half of all tokens thrown."""
     model, inputs, loss = made
     batch = dict(inputs=inputs, data_samples=None, call=loss)
+    framework = ADAPTERS.find(type(model))
     with torch.no_grad():  # no graph of 1,568 tokens is kept
         before = count_macs(model, batch)
+    training = training_macs(model, batch).total
     prmim.attach(model, throw_ratio=RATIO)
     with torch.no_grad():
         after, predicted = count_macs(model, batch), predicted_saving(model, batch)
+    training_with = training_macs(model, batch).total
     light = sum(v for k, v in after.by_module.items() if k.endswith('partial.aggregators'))
     saved = before.total - (after.total - light)
-    framework = ADAPTERS.find(type(model).__mro__[1])
     if predicted is None:
         predicted = BY_HAND[framework]()
     return {
@@ -256,25 +273,33 @@ def figures(made: Made) -> dict[str, Any]:
         'forward_with': after.total,
         'light_stage': light,
         'saving': 1 - after.total / before.total,
+        'training': training,
+        'training_with': training_with,
+        'training_saving': 1 - training_with / training,
         'saved': saved,
         'predicted': predicted,
         'closed_form_error': saved / predicted - 1 if predicted else None,
     }
 
 
+def counted(name: str) -> dict[str, Any]:
+    """The figures of one of the models."""
+    sys.path.append(str(CHECKOUTS))
+    from upstream_checkout import importable
+
+    repository, make = MODELS[name]
+    with importable(repository) if repository else nullcontext():
+        torch.manual_seed(0)
+        return figures(make())
+
+
 def main() -> None:
     """Count and add to the results file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('upstream', type=Path)
     parser.add_argument('names', choices=MODELS, nargs='+')
-    arguments = parser.parse_args()
     warnings.simplefilter('ignore')
-    for name in arguments.names:
-        folder, make = MODELS[name]
-        if folder and str(arguments.upstream.resolve() / folder) not in sys.path:
-            enter(arguments.upstream.resolve() / folder)
-        torch.manual_seed(0)
-        found = figures(make())
+    for name in parser.parse_args().names:
+        found = counted(name)
         print(name, json.dumps(found, indent=1))
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         results[name] = found

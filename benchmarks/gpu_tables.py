@@ -72,8 +72,7 @@ def _step_cells(result: dict[str, Any] | None, batch: int, ratio: float) -> list
         f'{ratio:g}',
         f'{base["median_seconds"] * 1e3:.1f}',
         f'{base["images_per_second"]:.0f}',
-        *(_cell(time_of(result, name)) for name in names),
-        *(_cell(memory_of(result, name)) for name in names),
+        *(_variant_cell(result, name, value) for value in (time_of, memory_of) for name in names),
         '; '.join(others) or '-',
     ]
 
@@ -117,6 +116,11 @@ def memory_of(result: dict[str, Any], label: str) -> float | None:
     if ours['memory_ratio'] is None and all(saved):
         return saved[0] / saved[1]
     return ours['memory_ratio']
+
+
+def _variant_cell(result: dict[str, Any], label: str, value: Callable[..., float | None]) -> str:
+    """A dash where there is no such variant: some losses weigh every masked token."""
+    return _cell(value(result, label)) if entry_of(result, label) else '-'
 
 
 def _cell(value: float | None) -> str:

@@ -23,6 +23,11 @@ _IBOT = {
     'neck.hidden_channels': 32, 'neck.out_channels': 64, 'head.out_channels': 64,
 }  # fmt: skip
 _CONVNEXT = {'depths': [1, 1, 1, 1], 'channels': [4, 8, 16, 32]}
+_ITPN = {
+    'backbone.arch': {'embed_dims': 48, 'depths': [1, 1, 2], 'num_heads': 2},
+    'neck.num_patches': 196, 'neck.embed_dim': 48, 'neck.fpn_dim': 16, 'neck.fpn_depth': 1,
+    'neck.decoder_num_heads': 2,
+}  # fmt: skip
 _BEIT = {'backbone.arch': _ARCH, 'backbone.drop_path_rate': 0.0, 'head.embed_dims': 48}
 
 TINY: dict[str, dict[str, Any]] = {
@@ -53,6 +58,18 @@ TINY: dict[str, dict[str, Any]] = {
     },
     'ibot_prmim_vits': _IBOT,
     'ibot_prmim_vits_random': _IBOT,
+    'milan_prmim_vitb': {
+        **_MAE, 'neck.num_patches': 196, 'neck.patch_size': 16, 'neck.predict_feature_dim': 16,
+    },
+    'cae_prmim_vitb': {
+        'backbone.arch': _ARCH, 'neck.num_classes': 64, 'neck.embed_dims': 48, 'neck.num_heads': 2,
+        'neck.regressor_depth': 1, 'neck.decoder_depth': 1, 'target_generator.n_hid': 4,
+        'target_generator.vocab_size': 64,
+    },
+    'itpn_prmim_pixel_hivitb': {**_ITPN, 'neck.decoder_embed_dim': 32, 'neck.decoder_depth': 1},
+    'itpn_prmim_clip_hivitb': {
+        **_ITPN, 'neck.decoder_embed_dim': 48, 'head.embed_dims': 48, 'head.num_embed': 16,
+    },
 }  # fmt: skip
 """Per config, what makes its model small: image size, patches and masks stay those of the config."""
 
@@ -81,7 +98,9 @@ class Context:
         return self.deadline - time.time()
 
     def config(self, name: str) -> str:
-        """Path of a shipped config; of its small sibling in a dry run."""
+        """Path of a shipped config, or ``module:function``; its small sibling in a dry run."""
+        if ':' in name:
+            return name.replace(':', ':small_') if self.dry else name
         return self.tiny(name) if self.dry else str(CONFIGS / f'{name}.py')
 
     def tiny(self, name: str) -> str:
@@ -92,15 +111,34 @@ class Context:
             from mmengine.config import Config
 
             config = Config.fromfile(CONFIGS / f'{name}.py')
+            framework = config.model.framework
+            config.model.pop('neck', None)  # what a config changes of its framework is below
             for key, value in TINY[name].items():
                 *parents, last = key.split('.')
-                place = config.model.framework
+                place = framework
                 for parent in parents:
                     place = place[parent]
                 place[last] = copy.deepcopy(value)
+            if 'tokenizer_path' in framework.get('target_generator', {}):
+                framework.target_generator.tokenizer_path = str(_small_clip(path.parent))
             settings = config.to_dict().items()
             path.write_text('\n'.join(f'{key} = {value!r}' for key, value in settings) + '\n')
         return str(path)
+
+
+def _small_clip(folder: Path) -> Path:
+    """A file with random weights of a CLIP for images of 224 pixels."""
+    import torch
+    from mmpretrain.models.utils.clip_generator_helper import CLIP
+
+    path = folder / 'clip.pth'
+    if not path.exists():
+        vision = {'image_resolution': 224, 'vision_layers': 2, 'vision_width': 64}
+        text = {'context_length': 4, 'vocab_size': 8, 'transformer_width': 64}
+        layers = {'transformer_heads': 1, 'transformer_layers': 1}
+        clip = CLIP(16, vision_patch_size=16, **vision, **text, **layers)
+        torch.save(clip.state_dict(), path)
+    return path
 
 
 def optimizer_of(config: str) -> dict[str, Any]:

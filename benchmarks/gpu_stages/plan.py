@@ -26,6 +26,7 @@ class Stage:
         options: of the task.
         slow: how many times longer a multiply-add takes than in MAE.
         seconds: estimate of a stage that is not made of steps.
+        needs: module without which it is skipped.
     """
 
     name: str
@@ -34,15 +35,21 @@ class Stage:
     options: dict[str, Any] = field(default_factory=dict)
     slow: float = 1.0
     seconds: float | None = None
+    needs: str = 'torch'
 
 
 def steps(
-    name: str, title: str, config: str, batch: int, slow: float = 1.0, **options: Any
+    name: str,
+    title: str,
+    config: str,
+    batch: int,
+    slow: float = 1.0,
+    needs: str = 'torch',
+    **options: Any,
 ) -> Stage:
     """Interleaved steps of a config: framework, plain partial reconstruction, PR-MIM."""
-    return Stage(
-        name, title, 'gpu_stages.steps.bench', {'config': config, 'batch': batch, **options}, slow
-    )
+    options = {'config': config, 'batch': batch, **options}
+    return Stage(name, title, 'gpu_stages.steps.bench', options, slow, needs=needs)
 
 
 def largest(name: str, title: str, config: str, first: int, slow: float = 1.0) -> Stage:
@@ -55,7 +62,15 @@ SIMMIM, SWIN = 'simmim_prmim_vitb', 'simmim_prmim_swinb'
 FCMAE, SPARK = 'convnextv2_prmim_tiny', 'spark_prmim_convnextv2_tiny'
 IBOT, IBOT_RANDOM = 'ibot_prmim_vits', 'ibot_prmim_vits_random'
 MASKFEAT, BEIT, BEIT2 = 'maskfeat_prmim_vitb', 'beit_prmim_vitb', 'beitv2_prmim_vitb'
-ADAPTERS = (MAE, SIMMIM, SWIN, MASKFEAT, BEIT, BEIT2, FCMAE, SPARK, IBOT, IBOT_RANDOM)
+MILAN, CAE = 'milan_prmim_vitb', 'cae_prmim_vitb'
+ITPN, ITPN_CLIP = 'itpn_prmim_pixel_hivitb', 'itpn_prmim_clip_hivitb'
+ADAPTERS = (
+    MAE, SIMMIM, SWIN, MASKFEAT, BEIT, BEIT2, FCMAE, SPARK, IBOT, IBOT_RANDOM,
+    MILAN, CAE, ITPN, ITPN_CLIP,
+)  # fmt: skip
+VIDEOMAE, HIERA = (f'gpu_stages.transformers_models:{name}' for name in ('videomae', 'hiera'))
+COUNTED = {VIDEOMAE: 'transformers VideoMAE-B', HIERA: 'transformers Hiera-B'}
+"""Models without a config, by their names in results/declared.json."""
 
 CALIBRATION = Stage(
     'calibration', 'speed of the device', 'gpu_stages.calibrate.calibrate', seconds=15.0
@@ -67,7 +82,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         'agreement', 'loss and gradients as on the CPU', 'gpu_stages.agreement.compare',
-        {'configs': ADAPTERS}, seconds=30.0,
+        {'configs': ADAPTERS}, seconds=40.0,
     ),
     Stage(
         'graph', 'a whole step in one graph', 'gpu_stages.agreement.compile_steps',
@@ -93,6 +108,12 @@ STAGES: tuple[Stage, ...] = (
         'profile', 'counted against measured', 'gpu_stages.profile.profile_steps',
         {'configs': ((MAE, 256), (SIMMIM, 128), (SWIN, 64))}, seconds=30.0,
     ),
+    steps('milan', 'MILAN ViT-B/16', MILAN, 256),
+    steps('itpn_clip', 'iTPN HiViT-B, CLIP', ITPN_CLIP, 128, 1.3, ratios=(0.25,)),
+    steps('itpn_pixel', 'iTPN HiViT-B, pixels', ITPN, 256, 1.3),
+    steps('cae', 'CAE ViT-B/16', CAE, 128, 1.3, ratios=(0.25,)),
+    steps('videomae', 'VideoMAE-B of transformers', VIDEOMAE, 32, needs='transformers'),
+    steps('hiera', 'Hiera-B of transformers, images', HIERA, 128, 1.5, needs='transformers'),
     steps('mae_graphs', 'MAE ViT-B/16, CUDA graphs', MAE, 512, compiled='reduce-overhead'),
     steps('mae_ratios', 'MAE ViT-B/16, other ratios', MAE, 512, ratios=(0.25, 0.375)),
     steps('simmim_ratios', 'SimMIM ViT-B/16, another ratio', SIMMIM, 256, 1.3, ratios=(0.25,)),
@@ -148,6 +169,9 @@ def made_of_steps(stage: Stage) -> bool:
 
 
 def gmacs(config: str) -> float:
-    """Counted training GMACs per image of a config's framework."""
+    """Counted training GMACs per image of a config's framework, or of a model without config."""
+    if config in COUNTED:
+        counted = json.loads((RESULTS / 'declared.json').read_text())
+        return counted[COUNTED[config]]['training'] / 1e9
     counted = json.loads((RESULTS / 'costs.json').read_text())
     return counted[config]['costs'][0]['training'] / 1e9

@@ -34,6 +34,11 @@ class SameRandomness(TorchFunctionMode):
         if func in _LIKE:
             drawn = _LIKE[func](args[0].shape, dtype=args[0].dtype, generator=self.generator)
             return drawn.to(args[0].device)
+        if func is torch.multinomial:  # without replacement: the first of as many alarm clocks
+            weights = args[0]
+            drawn = torch.empty(weights.shape).exponential_(generator=self.generator)
+            order = (drawn.to(weights.device) / weights).argsort(dim=-1)
+            return order[..., : args[1]]
         if func in _IN_PLACE:
             drawn = torch.empty(args[0].shape, dtype=args[0].dtype)
             return args[0].copy_(func(drawn, *args[1:], **{**kwargs, 'generator': self.generator}))

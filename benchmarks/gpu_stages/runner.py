@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,9 @@ class Run:
         before = _read(path) if self.resume and stage is not CALIBRATION else None
         if before is not None and before['status'] == 'done':
             self._note(stage, 'done before', '', title)
+            return
+        if find_spec(stage.needs) is None:
+            self._note(stage, 'skipped', f'{stage.needs} is not installed', title)
             return
         expected = self._expected(stage)
         if expected > left:

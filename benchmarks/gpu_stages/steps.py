@@ -16,13 +16,13 @@ from prmim_adapters.accounting.bench import (
     Settings,
     Subject,
     config_batch,
-    config_subjects,
     measure,
     with_peaks,
 )
 from prmim_adapters.accounting.largest import largest_batches
 from prmim_adapters.accounting.memory import activation_bytes
 from prmim_adapters.accounting.peak import PeakMemory
+from prmim_adapters.accounting.sources import source_of
 from prmim_adapters.accounting.throughput import Timing
 from prmim_adapters.accounting.variants import FRAMEWORK, OURS, build_variant
 from prmim_adapters.openmmlab.models import load_config
@@ -46,7 +46,7 @@ def bench(
 
     Args:
         context: of the run.
-        config: name of a shipped config.
+        config: name of a shipped config, or ``module:function``.
         batch: images.
         ratios: throw ratios.
         attention: 'fused' or 'explicit'.
@@ -56,7 +56,8 @@ def bench(
         by_length: PR-MIM with one call of the encoder for each length of sequence.
     """
     path, settings = context.config(config), settings_of(context, batch, attention, compiled)
-    subjects = config_subjects(path, ratios)
+    source = source_of(path)
+    subjects = source.subjects(ratios)
     if peer:
         subjects.append(cross_subject(path))
     if dense:
@@ -64,8 +65,7 @@ def bench(
     if by_length:
         build = partial(build_by_length, path, ratios[0])
         subjects.append(Subject(f'length by length {ratios[0]:g}', build))
-    make = partial(config_batch, path, settings.batch_size)
-    optimizer = optimizer_of(path)
+    make, optimizer = partial(source.large_batch, settings.batch_size), source.optimizer
     if compiled:
         torch._dynamo.reset()
     timed = measure(config, subjects, make, settings, optimizer)

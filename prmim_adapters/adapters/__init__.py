@@ -116,6 +116,11 @@ _DECLARED = {
         'satellite',
         'decoder (sustainlab-group/SatMAE, three dates)',
     ),
+    'models_mae.MaskedAutoencoderViT (SatMAE++)': ('satellite', 'decoder (techmn/satmae_pp)'),
+    'models_mae_group_channels.MaskedAutoencoderGroupChannelViT (SatMAE++)': (
+        'satellite',
+        'decoder (techmn/satmae_pp, groups of bands)',
+    ),
     'terratorch.models.backbones.prithvi_mae.PrithviMAE': (
         'satellite',
         'decoder (Prithvi in terratorch)',

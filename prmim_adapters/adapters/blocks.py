@@ -16,12 +16,54 @@ import torch
 from torch import Tensor, nn
 
 from ..core import PartialReconstruction, TokenPartition, gather_tokens, scatter_tokens
+from .masks import Restore
 
 Block = Callable[..., Any]
 _CHECKED = 'rows_checked'
 """Set on the shared part once the rows have been looked at."""
+_MASKS = 'masks_seen'
+"""On the shared part: masks that no loss was compared with; None once one was."""
+_PASSES = 4
+"""Passes, the latest ones, of which one must be that of the first loss."""
 _SAME = 1e-3
 """Difference of equal rows as a share of the largest number in them, in any precision."""
+
+
+def _unknown(tensor: Tensor) -> bool:
+    """Whether its values cannot be looked at."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta
+
+
+def _remember(partial: PartialReconstruction, mask: Tensor) -> None:
+    seen = getattr(partial, _MASKS, ())
+    if seen is not None and not _unknown(mask):
+        setattr(partial, _MASKS, (*seen, mask)[-_PASSES:])
+
+
+def check_loss(partial: PartialReconstruction, framework: str, weights: Tensor) -> None:
+    """Once: the loss weighs the tokens that the mask of the declaration says are masked.
+
+    Args:
+        partial: the shared part.
+        framework: its name.
+        weights: what the framework's loss is given, (B, L) or as many entries.
+
+    Raises:
+        ValueError: it weighs others.
+    """
+    seen = getattr(partial, _MASKS, None)
+    if not seen or _unknown(weights):
+        return
+    setattr(partial, _MASKS, None)
+    weighed = weights.flatten(1) > 0
+    if not any(torch.equal(mask, weighed) for mask in seen):
+        mask = seen[-1]
+        raise ValueError(
+            f'{framework}: the loss weighs {int(weighed.sum())} tokens of the batch, of which '
+            f'{int((weighed & mask).sum()) if mask.shape == weighed.shape else "none"} are among the '
+            f'{int(mask.sum())} that are masked by the declaration: check mask (which value says '
+            'masked, rows before the visible tokens) and loss'
+        )
 
 
 class Pass:
@@ -44,6 +86,7 @@ class Pass:
     def begin(self, mask: Tensor) -> None:
         """Partition the batch."""
         self.mask = mask
+        _remember(self.partial, mask)
         reads = self.declaration.loss is not None and self.partial.changes_loss
         self.partition = self.partial(mask, loss_reads=reads)
         self.row_of = None
@@ -108,22 +151,28 @@ class Pass:
         same ones, unless the mask means the visible tokens or the order is another.
         """
         declaration = self.declaration
-        unknown = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta
-        if unknown or declaration.per_image or hasattr(self.partial, _CHECKED):
+        if _unknown(x) or declaration.per_image or hasattr(self.partial, _CHECKED):
             return
         common = self.mask[1:] & self.mask[:-1]
         if not common.any():
             return
         everywhere = torch.arange(self.mask.shape[1], device=x.device).expand(len(x), -1)
         rows = gather_tokens(x.detach(), self._rows(everywhere))
-        distance = (rows[1:] - rows[:-1]).abs().amax(dim=-1)[common].max()
-        if float(distance) > _SAME * float(rows.abs().max()):
+        differs = (rows[1:] - rows[:-1]).abs().amax(dim=-1) > _SAME * rows.abs().max()
+        if differs[common].any():
             raise ValueError(
                 f'{declaration.framework}: what enters the blocks at masked tokens differs between '
                 f'images, so it is not mask token + position. Check mask={declaration.mask} (which '
                 f'value says masked), order={declaration.order!r} and blocks; declare '
                 'per_image=True where masked tokens carry something of their image, or dropout '
                 'comes before the blocks'
+            )
+        # After an encoder only: a patch of zeros may be embedded to what a mask token is.
+        one = self.mask[1:] ^ self.mask[:-1]
+        if isinstance(declaration.mask, Restore) and not differs[one].all():
+            raise ValueError(
+                f'{declaration.framework}: a token that is visible by {declaration.mask} enters the '
+                'blocks as a mask token: check its prefix, the rows before the visible tokens'
             )
         setattr(self.partial, _CHECKED, True)
 
@@ -142,13 +191,15 @@ class Pass:
         """Arguments with a row for every token, at present tokens."""
         if not self.declaration.per_token:
             return args, kwargs
-        chosen = list(args)
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         for key in self.declaration.per_token:
-            if isinstance(key, int):
-                chosen[key] = self._gathered(args[key])
-            elif key in kwargs:
-                kwargs = {**kwargs, key: self._gathered(kwargs[key])}
-        return tuple(chosen), kwargs
+            if key not in given:
+                raise ValueError(
+                    f'{self.declaration.framework}: the blocks are called without {key!r}, declared '
+                    f'by per_token; beside the rows they get {list(given)} (numbers are places)'
+                )
+            given[key] = self._gathered(given[key])
+        return tuple(given[i] for i in range(len(args))), {key: given[key] for key in kwargs}
 
     def _gathered(self, value: Any) -> Any:
         if isinstance(value, (tuple, list)):
@@ -168,13 +219,20 @@ class _Followed:
     followed: Pass | None = None
 
     @contextmanager
-    def following(self, one: Pass) -> Iterator[None]:
-        """Run the blocks in ``one`` pass; refuses a framework that does not iterate over them."""
-        self.__dict__['followed'] = one
+    def following(self, one: Pass, maker: nn.Module | None = None) -> Iterator[None]:
+        """Run the blocks in ``one`` pass, and the module that makes its mask.
+
+        Raises:
+            RuntimeError: the framework does not iterate over the blocks.
+        """
+        modules = (self, maker or self)
+        for module in modules:
+            vars(module)['followed'] = one
         try:
             yield
         finally:
-            self.__dict__.pop('followed', None)
+            for module in modules:
+                vars(module).pop('followed', None)
         if not (one.entered and one.left):
             raise RuntimeError(
                 f'{one.declaration.framework}.{one.declaration.method} did not iterate over '

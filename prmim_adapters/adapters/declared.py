@@ -10,7 +10,7 @@ the sequence's own rows at thrown positions: mask token + position, whatever the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -19,14 +19,14 @@ from torch import nn
 
 from ..core.partition import Grid
 from .between import forget, named_class
-from .blocks import Pass, PRModuleList, PRSequential
+from .blocks import Pass, PRModuleList, PRSequential, check_loss
 from .masks import Result
 from .registry import ADAPTERS
 from .seams import Seams
 
 ORDERS = ('grid', 'visible_first')
-_LOSS = '#loss'
-"""Ends the name from which :func:`loss_class` is made."""
+_LOSS, _MASK = '#loss', '#mask'
+"""End the names from which :func:`loss_class` and :func:`mask_class` are made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +79,18 @@ class Declaration:
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise ValueError(f'order={self.order!r}: allowed are {", ".join(map(repr, ORDERS))}')
-        if callable(self.prefix):
-            return
-        if isinstance(self.prefix, bool) or not isinstance(self.prefix, int) or self.prefix < 0:
+        unknown = set(getattr(self.mask, 'reads', ())) - set(self.arguments)
+        if unknown:
+            raise ValueError(
+                f'mask={self.mask} reads {", ".join(map(repr, sorted(unknown)))}, which is not among '
+                f'the arguments of {self.method!r}: {", ".join(self.arguments)}'
+            )
+        if self.result and (self.result.module, self.result.method) == ('', self.method):
+            raise ValueError(
+                f'mask={self.mask}: {self.method!r} is the declared method itself, not one it calls'
+            )
+        number = isinstance(self.prefix, int) and not isinstance(self.prefix, bool)
+        if not callable(self.prefix) and not (number and self.prefix >= 0):
             raise ValueError(
                 f'prefix={self.prefix!r}: must be a number of rows, at least 0, or a function of '
                 'the model'
@@ -90,7 +99,12 @@ class Declaration:
     @property
     def blocks_path(self) -> str:
         """Path of the block list from the model."""
-        return f'{self.host}.{self.blocks}' if self.host else self.blocks
+        return self._from_model(self.blocks)
+
+    @property
+    def result(self) -> Result | None:
+        """The mask, where a method makes it."""
+        return self.mask if isinstance(self.mask, Result) else None
 
     @property
     def signature(self) -> inspect.Signature:
@@ -106,7 +120,6 @@ class Declaration:
     def __call__(self, model: Any) -> Seams:
         """The seams of a model: the host, whose method is followed, and the block list."""
         host, blocks = _module(model, self.host), _module(model, self.blocks_path)
-        height, width = self._asked('grid', model)
         self._check_methods(model, host)
         owner = _owner(host, self.method)
         classes = {
@@ -115,6 +128,10 @@ class Declaration:
             nn.Sequential: PRSequential,
         }
         guests = [self.blocks_path]
+        if self.result and self.result.module:
+            guests.append(self._from_model(self.result.module))
+            owner = _owner(_module(model, guests[-1]), self.result.method)
+            classes[owner] = mask_class(self.framework, owner)
         if self.loss is not None and self.host:
             owner = _owner(model, self.loss[0])
             classes[owner] = loss_class(self.framework, owner)
@@ -123,12 +140,16 @@ class Declaration:
             host=self.host,
             guests=tuple(guests),
             classes=classes,
-            grid=(_integer(height), _integer(width)),
+            grid=self._sides(model),
             width=_integer(self._asked('width', model)) if self.width else _row_width(blocks),
             num_masked=_integer(self._asked('num_masked', model)) if self.num_masked else None,
             num_prefix=_integer(self._asked('prefix', model)),
             owns_loss=self.loss is not None,
         )
+
+    def _from_model(self, path: str) -> str:
+        """Of a path from the host."""
+        return f'{self.host}.{path}' if self.host else path
 
     def _asked(self, name: str, model: nn.Module) -> Any:
         """A value that the declaration has, or that its function says of the model."""
@@ -141,10 +162,19 @@ class Declaration:
                 f'does not have: {error}'
             ) from error
 
+    def _sides(self, model: nn.Module) -> tuple[Any, Any]:
+        grid = self._asked('grid', model)
+        if not isinstance(grid, Sequence) or len(grid) != 2:
+            raise TypeError(
+                f'{self.framework}: the declared grid is {grid!r}: it must be rows and columns in '
+                'tokens, (H, W); further axes are folded into the rows, (T * H, W)'
+            )
+        return _integer(grid[0]), _integer(grid[1])
+
     def _check_methods(self, model: nn.Module, host: nn.Module) -> None:
         """Before classes are made that rely on them."""
-        if isinstance(self.mask, Result):
-            _owner(host, self.mask.method)
+        if self.result and not self.result.module:
+            _owner(host, self.result.method)
         if self.loss is None:
             return
         name, argument = self.loss
@@ -161,8 +191,8 @@ def register(framework: str, *, force: bool = False, **declaration: Any) -> Decl
     """Register a declaration, for the modules of this package: see :func:`declare`."""
     made = Declaration(framework=framework, **declaration)
     ADAPTERS.register_module(framework=framework, module=made, force=force)
-    forget(__name__, framework)
-    forget(__name__, framework + _LOSS)
+    for end in ('', _LOSS, _MASK):
+        forget(__name__, framework + end)
     return made
 
 
@@ -196,34 +226,25 @@ def declare(framework: str, *, force: bool = False, **declaration: Any) -> Decla
 
 def host_class(framework: str, base: type) -> type:
     """The subclass of ``base`` whose declared method runs its blocks on present tokens."""
-    declaration = ADAPTERS.get(framework)
+    declaration: Declaration = ADAPTERS.get(framework)
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         bound = declaration.signature.bind(self, *args, **kwargs).arguments
         arguments = {**bound, **bound.get('kwargs', {})}
         blocks = self.get_submodule(declaration.blocks)
         original = getattr(super(made, self), declaration.method)
-        mask = declaration.mask(self, arguments)
-        if mask is None and not isinstance(declaration.mask, Result):
+        mask, maker = declaration.mask(self, arguments), None
+        if declaration.result:
+            maker = self.get_submodule(declaration.result.module)
+        elif mask is None:
             return original(*args, **kwargs)
-        with blocks.following(Pass(self.partial, declaration, mask)):
+        with blocks.following(Pass(self.partial, declaration, mask), maker):
             return original(*args, **kwargs)
 
     run.__signature__ = declaration.signature  # type: ignore[attr-defined]
     methods: dict[str, Any] = {declaration.method: run}
-    if isinstance(declaration.mask, Result):
-
-        def masking(self: Any, *args: Any, **kwargs: Any) -> Any:
-            returned = getattr(super(made, self), declaration.mask.method)(*args, **kwargs)
-            blocks = self.get_submodule(declaration.blocks)
-            if blocks.followed is not None:
-                blocks.followed.begin(declaration.mask.of(returned))
-            return returned
-
-        masking.__signature__ = inspect.signature(  # type: ignore[attr-defined]
-            getattr(base, declaration.mask.method)
-        )
-        methods[declaration.mask.method] = masking
+    if declaration.result and not declaration.result.module:
+        methods |= _mask_method(framework, base)
     if declaration.loss is not None and not declaration.host:
         methods |= _loss_method(framework, base)
     made = _made(framework, base, methods)
@@ -235,10 +256,31 @@ def loss_class(framework: str, base: type) -> type:
     return _made(framework + _LOSS, base, _loss_method(framework, base))
 
 
+def mask_class(framework: str, base: type) -> type:
+    """The subclass of a part's ``base`` whose declared method makes the mask of the pass."""
+    return _made(framework + _MASK, base, _mask_method(framework, base))
+
+
 def _made(first: str, base: type, methods: dict[str, Any]) -> type:
     made = named_class(__name__, (first, base), base, methods)
     made.__name__ = base.__name__  # which Hugging Face saves
     return made
+
+
+def _mask_method(framework: str, base: type) -> dict[str, Any]:
+    """By its name."""
+    mask = ADAPTERS.get(framework).mask
+    original = getattr(base, mask.method)
+
+    def masking(self: Any, *args: Any, **kwargs: Any) -> Any:
+        returned = original(self, *args, **kwargs)
+        followed = vars(self).get('followed')
+        if followed is not None:
+            followed.begin(mask.of(returned))
+        return returned
+
+    masking.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    return {mask.method: masking}
 
 
 def _loss_method(framework: str, base: type) -> dict[str, Any]:
@@ -249,15 +291,16 @@ def _loss_method(framework: str, base: type) -> dict[str, Any]:
     place = list(signature.parameters).index(argument) - 1  # without self
 
     def weighed(self: Any, mask: Any) -> Any:
+        check_loss(self.partial, framework, mask)
+        if not self.partial.changes_loss:
+            return mask
         partition = self.partial.take(len(mask))
         return self.partial.loss_mask(mask.flatten(1), partition).view_as(mask)
 
     def loss(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self.partial.changes_loss:
-            return original(self, *args, **kwargs)
         if argument in kwargs:
             kwargs = {**kwargs, argument: weighed(self, kwargs[argument])}
-        else:
+        elif place < len(args):
             args = (*args[:place], weighed(self, args[place]), *args[place + 1 :])
         return original(self, *args, **kwargs)
 
@@ -270,8 +313,9 @@ def __getattr__(name: str) -> type:
     from .between import decoded
 
     framework, base = decoded(__name__, name)
-    if framework.endswith(_LOSS):
-        return loss_class(framework.removesuffix(_LOSS), base)
+    for end, make in ((_LOSS, loss_class), (_MASK, mask_class)):
+        if framework.endswith(end):
+            return make(framework.removesuffix(end), base)
     return host_class(framework, base)
 
 

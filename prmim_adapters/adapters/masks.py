@@ -7,6 +7,7 @@ returns (B, L) bool, True = masked, in row-major order of the grid; None where n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,11 @@ class Argument:
     name: str
     masked: bool = True
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the arguments that are looked at."""
+        return (self.name,)
+
     def __call__(self, module: Any, arguments: Arguments) -> Tensor | None:
         """See the module docstring."""
         mask = arguments.get(self.name)
@@ -47,6 +53,11 @@ class Restore:
     name: str = 'ids_restore'
     tokens: str = 'x'
     prefix: int = 1
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """As of :class:`Argument`."""
+        return self.name, self.tokens
 
     def __call__(self, module: Any, arguments: Arguments) -> Tensor:
         """See the module docstring."""
@@ -69,13 +80,24 @@ class Units:
     grid: Callable[[Any], Sequence[int]]
     masked: bool = True
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """As of :class:`Argument`."""
+        return (self.name,)
+
     def __call__(self, module: Any, arguments: Arguments) -> Tensor | None:
         """See the module docstring."""
         units = Argument(self.name, self.masked)(module, arguments)
         if units is None:
             return None
         shape, grid = self.shape(module), self.grid(module)
-        units = units.view(-1, *(size // unit for size, unit in zip(grid, shape, strict=True)))
+        sides = [size // unit for size, unit in zip(grid, shape, strict=True)]
+        if units.shape[1] != math.prod(sides):
+            raise ValueError(
+                f'mask={self}: {self.name!r} has {units.shape[1]} units per image, but a grid of '
+                f'{tuple(grid)} tokens in units of {tuple(shape)} has {math.prod(sides)}'
+            )
+        units = units.view(-1, *sides)
         for axis, unit in enumerate(shape, start=1):
             units = units.repeat_interleave(unit, axis)
         return units.flatten(1)
@@ -83,17 +105,19 @@ class Units:
 
 @dataclass(frozen=True)
 class Result:
-    """A mask that a method of the host makes while the declared method runs.
+    """A mask that a method makes while the declared method runs.
 
     Attributes:
         method: its name.
         index: of the mask (B, L) in what it returns; None where it returns the mask alone.
         masked: as in :class:`Argument`.
+        module: path from the host of the module whose method it is; '' is the host.
     """
 
     method: str
     index: int | None = None
     masked: bool = True
+    module: str = ''
 
     def __call__(self, module: Any, arguments: Arguments) -> None:
         """Nothing yet: see :meth:`of`."""
@@ -101,7 +125,13 @@ class Result:
 
     def of(self, returned: Any) -> Tensor:
         """The mask in what the method returned."""
-        mask = returned if self.index is None else returned[self.index]
+        mask = returned
+        if isinstance(returned, (tuple, list)) and self.index is not None:
+            mask = dict(enumerate(returned)).get(self.index)
+        if not isinstance(mask, Tensor):
+            found = type(returned).__name__
+            found += f' of {len(returned)}' if isinstance(returned, (tuple, list)) else ''
+            raise TypeError(f'mask={self}: it returned a {found}, where there is no mask')
         return _masked(mask, self.masked)
 
 

@@ -56,9 +56,22 @@ def loss_of(model):
         (dict(blocks='blcks'), TypeError, "has no module 'blcks', as declared"),
         (dict(host='decoder'), TypeError, "has no module 'decoder', as declared"),
         (dict(method='decod'), TypeError, "Other has no method 'decod', as declared"),
-        (dict(arguments=('x', 'mask')), TypeError, r'is decode\(self, x, ids_restore\), but'),
+        (
+            dict(arguments=('x', 'ids_restore', 'mask')),
+            TypeError,
+            r'is decode\(self, x, ids_restore\), but',
+        ),
         (dict(blocks='norm'), TypeError, r'Other.norm is a .*LayerNorm: the adapter .*ModuleList'),
         (dict(order='shuffled'), ValueError, "order='shuffled': allowed are 'grid'"),
+        (
+            dict(mask=prmim.masks.Argument('maks')),
+            ValueError,
+            r"reads 'maks', which is not among the arguments of 'decode': x, ids_restore",
+        ),
+        (dict(mask=prmim.masks.Restore(tokens='latent')), ValueError, "reads 'latent', which is"),
+        (dict(mask=prmim.masks.Result('decode')), ValueError, 'is the declared method itself'),
+        (dict(grid=lambda model: LENGTH), TypeError, 'grid is 24: it must be rows and columns'),
+        (dict(grid=lambda model: (2, 4, 3)), TypeError, r'grid is \(2, 4, 3\): it must be rows'),
         (dict(prefix=-1), ValueError, 'prefix=-1: must be a number of rows'),
         (dict(prefix=True), ValueError, 'prefix=True: must be a number of rows'),
         (
@@ -87,6 +100,18 @@ def test_wrong_at_attach(declared, changes, error, message):
             ValueError,
             'cannot throw 12 tokens',
         ),
+        (
+            dict(mask=prmim.masks.Restore(prefix=0), loss=None),
+            ValueError,
+            r'a token that is visible by Restore\(.* enters the blocks as a mask token',
+        ),
+        (
+            dict(mask=prmim.masks.Restore(prefix=0), per_image=True),
+            ValueError,
+            'the loss weighs 36 tokens of the batch, of which 34 are among the 34',
+        ),
+        (dict(per_token=('rope',)), ValueError, "called without 'rope', declared by per_token"),
+        (dict(per_token=(0,)), ValueError, 'called without 0, declared by per_token'),
     ],
 )
 def test_wrong_in_the_first_step(declared, changes, error, message):
@@ -107,6 +132,28 @@ def test_rows_that_are_no_mask_tokens(declared, changes):
     model = declared(**changes, ratio=1 / LENGTH)
     with pytest.raises(ValueError, match='differs between images, so it is not mask token'):
         loss_of(model)
+
+
+def test_a_loss_of_other_tokens(declared):
+    """Where rows may differ between images, and in a batch of one, the loss's mask tells."""
+    model = declared(mask=visible_for_masked, per_image=True, ratio=1 / LENGTH)
+    with pytest.raises(ValueError, match='weighs 36 tokens of the batch, of which 0 are among'):
+        loss_of(model)
+    model = declared(mask=visible_for_masked, ratio=1 / LENGTH)
+    with pytest.raises(ValueError, match='weighs 18 tokens of the batch, of which 0 are among'):
+        model(IMAGES[:1])
+
+
+def test_views_and_passes_without_a_loss(declared):
+    """Losses are compared with the masks of several passes."""
+    model = declared()
+    for images in (IMAGES, IMAGES[:1], IMAGES):
+        model.decode(*model.encode(images))
+    views = [model.encode(images) for images in (IMAGES, -IMAGES)]
+    predicted = [model.decode(*view) for view in views]
+    for (_, restore), pred in zip(views, predicted, strict=True):
+        model.compare(IMAGES, pred, (restore >= LENGTH - MASKED).float())
+    assert model.partial.masks_seen is None
 
 
 def test_rows_that_differ_between_images_on_purpose(declared):
@@ -168,6 +215,17 @@ def test_units_of_frames():
     mask = units(None, {'mask': visible}).view(2, 2, 2, 2, 2, 3)  # B, t, (h, 2), (w, 3)
     expected = ~visible.view(2, 2, 2, 1, 2, 1).expand(-1, -1, -1, 2, -1, 3)
     assert torch.equal(mask, expected)
+
+
+def test_units_and_results_that_are_no_mask():
+    units = prmim.masks.Units('mask', lambda m: (1, 1), lambda m: (4, 6))
+    with pytest.raises(ValueError, match=r'has 6 units per image, but a grid of \(4, 6\)'):
+        units(None, {'mask': torch.ones(2, 6)})
+    for index, found in ((None, 'tuple of 2'), (2, 'tuple of 2'), (0, 'tuple of 2')):
+        with pytest.raises(TypeError, match=f'it returned a {found}, where there is no mask'):
+            prmim.masks.Result('masking', index).of(('unused', torch.ones(2, 6)))
+    with pytest.raises(TypeError, match='it returned a NoneType, where there is no mask'):
+        prmim.masks.Result('masking').of(None)
 
 
 def test_a_class_made_anew_in_another_process(declared):

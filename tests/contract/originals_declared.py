@@ -171,6 +171,26 @@ def temporal_loss(model, batch):
     return model(batch[0].unflatten(2, (3, -1)).transpose(1, 2), dates)[0]
 
 
+def build_satmae_pp():
+    from models_mae import MaskedAutoencoderViT
+
+    return MaskedAutoencoderViT(img_size=32, patch_size=4, **SIZES, **DECODER)
+
+
+def larger(pixels, scale):
+    """Images, or bands, of a larger scale."""
+    return torch.nn.functional.interpolate(pixels, scale_factor=scale)
+
+
+def satmae_pp_loss(model, batch):
+    return torch.stack(model(batch[0], larger(batch[0], 2))[:2]).sum()
+
+
+def satmae_pp_groups_loss(model, batch):
+    bands = batch[0].unflatten(2, (2, -1)).transpose(1, 2).flatten(1, 2)
+    return torch.stack(model(bands, [larger(bands, 2), larger(bands, 4)])[:2]).sum()
+
+
 def build_prithvi():
     from terratorch.models.backbones.prithvi_mae import PrithviMAE
 
@@ -207,11 +227,55 @@ def build_hpm():
     return MaskedAutoencoderViT(img_size=32, patch_size=4, **SIZES, **DECODER)
 
 
+def build_hpm_features():
+    from models_mae_learn_feature_loss import MaskedAutoencoderViT
+
+    return MaskedAutoencoderViT(img_size=32, patch_size=4, **SIZES, **DECODER)
+
+
 def hpm_loss(model, batch):
     pixels, mask = batch
     out = model(pixels, mask)
     loss = model.forward_loss(pixels, out['pix_pred'][:, -out['mask_num'] :], mask)['mean']
     return loss + out['loss_pred'].square().mean()
+
+
+def hpm_features_loss(model, batch):
+    pixels, mask = batch
+    out = model(pixels, mask)
+    target = torch.linspace(-1, 1, 64 * 32).sin().view(1, 64, 32).expand(len(mask), -1, -1)
+    predicted = out['pix_pred'][:, -out['mask_num'] :]
+    loss = model.forward_loss(predicted, target, mask)['mean']
+    return loss + out['loss_pred'].square().mean()
+
+
+def build_solo_learn():
+    from omegaconf import OmegaConf
+    from solo.methods.mae import MAE
+
+    return MAE(
+        OmegaConf.create(
+            dict(
+                method='mae',
+                backbone=dict(name='vit_tiny', kwargs=dict(img_size=32, patch_size=4)),
+                data=dict(dataset='custom', num_classes=2, num_large_crops=1, num_small_crops=0),
+                max_epochs=1,
+                optimizer=dict(
+                    name='adamw', batch_size=3, lr=1e-3, weight_decay=0.05, classifier_lr=0.1
+                ),
+                scheduler=dict(name='none'),
+                method_kwargs=DECODER,
+            )
+        )
+    )
+
+
+def solo_learn_loss(model, batch):
+    """Of ``training_step``, without the trainer's log and the classifier."""
+    from solo.losses.mae import mae_loss_func
+
+    out = model(batch[0])
+    return mae_loss_func(batch[0], out['pred'], out['mask'], 4)
 
 
 def build_bootmae():
@@ -327,6 +391,15 @@ DECLARED = [
         lambda: (images(size=(48, 16)),), temporal_loss, 'decoder_blocks', 49, 24, width=224,
     ),
     case(
+        'satmae-pp', 'satmae-pp', build_satmae_pp, lambda: (images(),), satmae_pp_loss,
+        'decoder_blocks', 65, weighted=False, token_wise=alone('blocks', 'decoder_blocks'),
+    ),
+    case(
+        'satmae-pp-groups', 'satmae-pp', build_satmae, lambda: (images(size=(32, 16)),),
+        satmae_pp_groups_loss, 'decoder_blocks', 33, 16, weighted=False,
+        token_wise=alone('blocks', 'decoder_blocks'),
+    ),
+    case(
         'prithvi', 'terratorch', build_prithvi,
         lambda: (images(size=(32, 16), channels=6),), prithvi_loss, 'decoder.decoder_blocks', 33, 16,
     ),
@@ -337,6 +410,14 @@ DECLARED = [
     case(
         'hpm', 'hpm', build_hpm, lambda: (images(), masks(64, 48)), hpm_loss, 'decoder_blocks', 65,
         weighted=False, compiles_whole=False,
+    ),
+    case(
+        'hpm-features', 'hpm', build_hpm_features, lambda: (images(), masks(64, 48)),
+        hpm_features_loss, 'decoder_blocks', 65, weighted=False, compiles_whole=False,
+    ),
+    case(
+        'solo-learn', 'solo-learn', build_solo_learn, lambda: (images(),), solo_learn_loss,
+        'decoder.decoder_blocks', 65, weighted=False,
     ),
     case(
         'bootmae', 'bootmae', build_bootmae, lambda: (images(), torch.rand(3, 64).argsort(1)),

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -24,10 +25,12 @@ FOLDERS = {
     'mae-st': 'mae_st',
     'hiera': 'hiera',
     'satmae': 'SatMAE',
+    'satmae-pp': 'satmae_pp',
     'terratorch': 'terratorch',
     'audiomae': 'AudioMAE',
     'hpm': 'HPM',
     'bootmae': 'BootMAE',
+    'solo-learn': 'solo-learn',
 }
 
 
@@ -46,13 +49,22 @@ def checkout_of(name: str) -> Path:
     return folder
 
 
-def _stubs(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Packages whose own ``__init__`` needs much that their model does not, and a missing logger's."""
+def _stubs(folder: Path) -> Iterator[tuple[str, ModuleType]]:
+    """Packages whose own ``__init__`` needs much that their model does not, and missing ones."""
     if folder.name == 'terratorch':
         for package in ('terratorch', 'terratorch.models', 'terratorch.models.backbones'):
-            yield package, folder.joinpath(*package.split('.'))
-    elif folder.name == 'mae_st' and find_spec('simplejson') is None:
-        yield 'simplejson', folder
+            yield package, _package(package, folder.joinpath(*package.split('.')))
+    elif folder.name == 'mae_st' and find_spec('simplejson') is None:  # of its logger
+        yield 'simplejson', _package('simplejson', folder)
+    elif folder.name == 'solo-learn' and find_spec('lightning') is None:
+        yield 'lightning', _package('lightning', folder)
+        yield 'lightning.pytorch', import_module('pytorch_lightning')  # its other name
+
+
+def _package(name: str, path: Path) -> ModuleType:
+    module = ModuleType(name)
+    module.__path__ = [str(path)]
+    return module
 
 
 @contextmanager
@@ -66,9 +78,7 @@ def importable(name: str) -> Iterator[Path]:
     with patch.object(sys, 'path', [str(folder), str(folder.parent), *sys.path]):
         for shim in ('torch-six', 'numpy-float', 'timm-block', 'minkowski'):
             SHIMS[shim](folder / 'main.py', [])
-        for stub, path in _stubs(folder):
-            sys.modules[stub] = ModuleType(stub)
-            sys.modules[stub].__path__ = [str(path)]
+        sys.modules.update(_stubs(folder))
         try:
             yield folder
         finally:
@@ -83,4 +93,4 @@ def _is_of(name: str, folder: Path) -> bool:
     module = sys.modules[name]
     places = [getattr(module, '__file__', None), *getattr(module, '__path__', [])]
     inside = any(f'{place}/'.startswith(f'{folder}/') for place in places)
-    return inside or name in ('torch._six', 'MinkowskiEngine', 'MinkowskiOps')
+    return inside or name in ('torch._six', 'MinkowskiEngine', 'MinkowskiOps', 'lightning.pytorch')

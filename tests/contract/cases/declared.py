@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frameworks whose adapter is a declaration: two MAEs of a user, VideoMAE and Hiera."""
+"""Frameworks whose adapter is a declaration: three MAEs of a user, VideoMAE and Hiera."""
 
 from functools import partial
 
@@ -94,6 +94,39 @@ class OneMethodMAE(UsersMAE):
         return self.compare(images, pred, 1 - visible)
 
 
+class Encoder(nn.Module):
+    """Chooses the visible tokens itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x):
+        """Tokens (B, L, C) to visible ones (B, V, C), row-major, and the mask (B, L)."""
+        mask = torch.rand(x.shape[:2]).argsort(1) < MASKED
+        visible = mask.byte().argsort(dim=1, stable=True)[:, : LENGTH - MASKED]
+        return self.norm(x.gather(1, visible[..., None].expand(-1, -1, WIDTH))), mask
+
+
+class EncoderMasksMAE(UsersMAE):
+    """Visible tokens first, a mask that the encoder made, no method for the decoder (AdaMAE)."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = Encoder()
+
+    def forward(self, images):
+        visible, mask = self.encoder(self.embed(images).flatten(2).transpose(1, 2))
+        order = mask.byte().argsort(dim=1, stable=True)
+        x = torch.cat((visible, self.mask_token.expand(len(visible), MASKED, -1)), 1)
+        x = x + self.positions[0, 1:][order]
+        for block in self.blocks:
+            x = block(x)
+        pred = self.predict(self.norm(x))
+        pred = pred.gather(1, order.argsort(1)[..., None].expand_as(pred))
+        return self.compare(images, pred, mask.float())
+
+
 def grid(model):
     """The user's own."""
     return model.grid_size
@@ -108,15 +141,23 @@ for cls, declaration in (
         OneMethodMAE,
         dict(arguments=('images',), mask=prmim.masks.Result('masking', 1, masked=False)),
     ),
+    (
+        EncoderMasksMAE,
+        dict(
+            arguments=('images',),
+            mask=prmim.masks.Result('forward', 1, module='encoder'),
+            order='visible_first',
+            prefix=0,
+        ),
+    ),
 ):
     prmim.declare(
         f'{cls.__module__}.{cls.__name__}',
         blocks='blocks',
-        prefix=1,
         grid=grid,
         loss=('compare', 'mask'),
         num_masked=lambda model: MASKED,
-        **declaration,
+        **dict(prefix=1) | declaration,
     )
 
 
@@ -147,7 +188,7 @@ def alone(blocks, outputs):
     return change
 
 
-def users_case(name, cls):
+def users_case(name, cls, prefix=1):
     blocks = lambda model: model.blocks  # noqa: E731
     return Case(
         name=name,
@@ -158,7 +199,7 @@ def users_case(name, cls):
         heavy=lambda model: model.blocks[0],
         features=partial(run_blocks, blocks),
         token_wise=alone(blocks, lambda block: block.attention.out_proj),
-        saving=saving(WIDTH, 24, DEPTH, 1 + LENGTH, 1 + LENGTH - THROWN),
+        saving=saving(WIDTH, 24, DEPTH, prefix + LENGTH, prefix + LENGTH - THROWN),
     )
 
 
@@ -273,5 +314,6 @@ else:
 CASES = [
     users_case('declared', UsersMAE),
     users_case('declared-result', OneMethodMAE),
+    users_case('declared-encoder', EncoderMasksMAE, prefix=0),
     *HUGGINGFACE,
 ]
