@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from result_files import MISSING, table
+from result_files import MISSING, load, table
 
 from prmim_adapters.sweep.statistics import against_arm, against_framework, paired_difference
 
@@ -196,7 +196,36 @@ def decided(folder: str) -> str:
     return table(['points', 'at', METRICS['knn'], METRICS['linear'], 'seeds'], rows)
 
 
+THROWN = {
+    'loss_kept': 'loss of a kept token',
+    'loss_thrown': 'loss of a thrown token',
+    'gradient_kept': 'gradient from a kept token',
+    'gradient_thrown': 'gradient from a thrown token',
+    'gradients_agree': 'gradients from kept and from thrown tokens, cosine',
+    'features_kept': 'features of kept tokens against the dense pass, cosine',
+    'features_thrown': 'features of thrown tokens against the dense pass, cosine',
+    'gradient_like_dense_kept': 'gradient from kept tokens against the dense pass, cosine',
+    'gradient_like_dense_thrown': 'gradient from thrown tokens against the dense pass, cosine',
+}
+
+
+def thrown_tokens() -> str:
+    """Measured: what benchmarks/thrown_tokens.py finds, mean and range over seeds."""
+    seeds = (load('thrown_tokens') or {'seeds': {}})['seeds'].values()
+
+    def cell(key: str) -> str:
+        values = [found[key] for found in seeds if key in found]
+        if not values:
+            return ''
+        return f'{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})'
+
+    runs = {'prmim': 'PR-MIM', 'dense': 'the same weights, dense', 'mae': 'MAE'}
+    rows = [[title, *(cell(f'{run}.{key}') for run in runs)] for key, title in THROWN.items()]
+    return table(['', *runs.values()], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    'thrown_tokens': thrown_tokens,
     'evidence': evidence,
     'ablation': ablation,
     **{folder: partial(decided, folder) for folder in DECIDED},

@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.models import MAE
 from mmpretrain.structures import DataSample
-from torch.multiprocessing import start_processes
+from processes import on_two_processes
 from torch.utils.data import Dataset
 
 from prmim_adapters.accounting import training_macs
@@ -193,7 +193,7 @@ def train_ibot(rank, port, path):
 
 
 def test_losses_that_reduce_over_processes_train_on(tmp_path, free_port):
-    start_processes(train_ibot, args=(free_port, tmp_path), nprocs=2, start_method='fork')
+    on_two_processes(train_ibot, free_port, tmp_path)
     centers = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     assert centers[0].abs().sum() > 0
     assert torch.equal(*centers)

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmengine.model import MMDistributedDataParallel
+from processes import on_two_processes
 from small_ibot import batch, build, still
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.multiprocessing import start_processes
 
 
 def two_steps(rank, port, path):
@@ -30,7 +30,7 @@ def two_steps(rank, port, path):
 
 
 def test_centres_are_means_over_all_processes(tmp_path, free_port):
-    start_processes(two_steps, args=(free_port, tmp_path), nprocs=2, start_method='fork')
+    on_two_processes(two_steps, free_port, tmp_path)
 
     centers = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     own = []

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from mmengine.dataset import DefaultSampler
 from mmengine.model import MMDistributedDataParallel
+from processes import on_two_processes
 from torch import nn
-from torch.multiprocessing import start_processes
 
 from prmim_adapters.openmmlab.distributed import gather_shards, unwrapped
 
@@ -40,7 +40,7 @@ def share(rank, port, folder):
 
 
 def test_the_main_process_has_every_row_in_order(tmp_path, free_port):
-    start_processes(share, args=(free_port, tmp_path), nprocs=2, start_method='fork')
+    on_two_processes(share, free_port, tmp_path)
     assert (tmp_path / 'done').exists()
 
 

@@ -13,8 +13,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import FlexibleRunner
 from mmpretrain.models.utils import CosineEMA
 from mmpretrain.registry import MODELS
+from processes import on_two_processes
 from torch import nn
-from torch.multiprocessing import start_processes
 
 from prmim_adapters.accounting import cost_hook  # noqa: F401, registers
 from prmim_adapters.openmmlab.checkpoints import read_checkpoint, weights_of
@@ -67,8 +67,7 @@ def run(tmp_path, free_port):
     """Function (plan): the runs, each a kind and one or two strategies, on two processes."""
 
     def start(*plan):
-        args = (free_port, tmp_path, plan)
-        start_processes(work, args=args, nprocs=2, start_method='fork')
+        on_two_processes(work, free_port, tmp_path, plan)
         return [tmp_path / '-'.join(names) for names in plan]
 
     return start

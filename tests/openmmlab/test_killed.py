@@ -6,11 +6,11 @@ Shows the table ``run, killed after, in a write, checkpoints found, weights that
 
 import contextlib
 import io
-import multiprocessing
 import os
 import random
 import time
 
+import processes
 import pytest
 import survivor
 import torch
@@ -18,7 +18,6 @@ from mmengine.hooks import Hook
 
 from prmim_adapters.openmmlab import whole_files
 
-SPAWN = multiprocessing.get_context('fork')  # without a new start of everything for each run
 MOMENTS = 20
 
 
@@ -56,8 +55,10 @@ def run(kind, folder, begun):
 
 def start(kind, folder):
     """A training process that has begun to train."""
-    begun = SPAWN.Event()
-    process = SPAWN.Process(target=run, args=(kind, folder, begun))
+    begun = processes.SERVER.Event()
+    process = processes.SERVER.Process(
+        target=processes.call, args=(__file__, 'run', kind, folder, begun)
+    )
     process.start()
     assert begun.wait(300)
     return process

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from mmengine.registry import HOOKS, init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
+from processes import on_two_processes
 from torch._dynamo.testing import CompileCounter
-from torch.multiprocessing import start_processes
 from torch.utils.data import Dataset
 
 from prmim_adapters import attach
@@ -189,7 +189,7 @@ def two_processes(rank: int, port: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_throw_alike(tmp_path, free_port):
-    start_processes(two_processes, args=(free_port, tmp_path), nprocs=2, start_method='fork')
+    on_two_processes(two_processes, free_port, tmp_path)
     seen = [torch.load(tmp_path / f'{rank}.pt') for rank in range(2)]
     assert seen[0] == seen[1] == EXPECTED
 
