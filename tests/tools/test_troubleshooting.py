@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 FOREIGN = (
     'PRMIM is not in the …::model registry',
     "default_collate() got an unexpected keyword argument '_scope_'",
+    "No such file or directory: 'data/imagenet/train'",
     "No module named 'pkg_resources'",
     'AmpOptimizerWrapper is only available …',
     'Weights only load failed',
