@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that somebody hands over: none of them runs, none ends the interpreter, each is refused.
 
-Every checkpoint goes through export, show, ``load_from`` and resume; every spec through the command.
+Every checkpoint goes through export, show, ``load_from`` and resume (specs: sweep/test_hostile_specs.py).
 What their code would do is make a folder; what is too large would take minutes and gigabytes.
 """
 
@@ -12,28 +12,28 @@ import importlib
 import operator
 import os
 import pickle
-import resource
 import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from mmpretrain.utils import register_all_modules
+from refusals import refused
 
 from prmim_adapters.commands.export import export
 from prmim_adapters.commands.show import show
-from prmim_adapters.commands.sweep import sweep
 from prmim_adapters.openmmlab.checkpoints import CheckpointError
+
+pytestmark = pytest.mark.usefixtures('little_memory')
 
 VIT = 'arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32), img_size=32'
 CONFIG = f"""
@@ -241,24 +241,6 @@ def runner(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     )
 
 
-@pytest.fixture(autouse=True)
-def little_memory() -> Iterator[None]:
-    """What fills the memory fails here, rather than the machine."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def refused(command: Any, *arguments: Any) -> str:
-    """The message of a command that ends with one."""
-    result = CliRunner().invoke(command, [str(a) for a in arguments])
-    assert isinstance(result.exception, SystemExit), result.exception  # no traceback
-    assert result.exit_code == 2
-    return result.output
-
-
 @pytest.mark.parametrize('name', CHECKPOINTS)
 def test_checkpoints(name: str, tmp_path: Path, config: Path, runner: Runner) -> None:
     mark, path = tmp_path / 'made', tmp_path / 'foreign.pth'
@@ -300,61 +282,6 @@ def test_a_program_in_the_file_is_not_run_on_resume(tmp_path: Path, runner: Runn
     assert not mark.exists()
 
 
-SPECS: dict[str, str] = {
-    'parent as a name': 'frameworks: {"..": {config: a.py}}',
-    'hidden name': 'frameworks: {".lock": {config: a.py}}',
-    'path as an arm': 'arms: {../../mine: {}}',
-    'two names for one folder': 'arms: {1: {}, "1": {}}',
-    'report as a name': 'frameworks: {report.md: {config: a.py}}',
-    'code as a key': 'options: {"x=1; import os; os.mkdir(\'MARK\')#": 1}',
-    'code as an argument': "arms: {a: {\"x=__import__('os').mkdir('MARK'), sampler\": 1}}",
-    'code as a tag': 'options: {a: !!python/object/apply:os.mkdir [MARK]}',
-    'code as a name': 'options: {a: !!python/name:os.mkdir ""}',
-    'base of a config': 'options: {_base_: MARK.py}',
-    'infinite': 'options: {a: .inf}',
-    'date': 'options: {a: 2026-01-01}',
-    'itself': '_base_: spec.yaml',
-    'recursive': 'options: &a {a: *a}',
-    'aliases': '\n'.join(
-        ['a0: &a0 [x]', *(f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 10)}]' for n in range(1, 12))]
-    ),
-    'merges': '\n'.join(
-        [
-            'a0: &a0 {x: 1}',
-            *(f'a{n}: &a{n} {{<<: [{", ".join([f"*a{n - 1}"] * 10)}]}}' for n in range(1, 12)),
-        ]
-    ),
-    'large': 'options: {a: ' + 'x' * 2**21 + '}',
-    'deep': 'options: ' + '[' * 2_000,
-}
-REST = {
-    'frameworks': '{mae: {config: a.py}}',
-    'arms': '{}',
-    'ratios': '[0.5]',
-    'seeds': '[0]',
-    'evaluation': '{train: {}, test: {}, num_classes: 2}',
-}
-
-
-@pytest.mark.parametrize('name', SPECS)
-def test_specs(name: str, tmp_path: Path) -> None:
-    """Whatever lies beside the folder of the results is there afterwards."""
-    mark, work = tmp_path / 'made', tmp_path / 'work'
-    for kept in ('base.py', 'framework/seed0/result.json', 'mine-0.50/seed0/precious.txt'):
-        (work / kept).parent.mkdir(parents=True, exist_ok=True)
-        (work / kept).write_text('mine')
-    before = {p: p.read_text() for p in work.rglob('*') if p.is_file()}
-    text = SPECS[name].replace('MARK', str(mark))
-    rest = [f'{key}: {value}' for key, value in REST.items() if not text.startswith(key)]
-    spec = tmp_path / 'spec.yaml'
-    spec.write_text('\n'.join([text, *rest]))
-    output = refused(sweep, spec, '--out', work / 'out')
-    assert output.startswith('Error: ')
-    assert len(output) < 2000
-    assert not mark.exists()
-    assert {p: p.read_text() for p in work.rglob('*') if p.is_file()} == before
-
-
 def test_there_are_enough() -> None:
-    assert len(CHECKPOINTS) + len(CONFIGS) + len(SPECS) == 70
+    assert len(CHECKPOINTS) + len(CONFIGS) == 52
     assert struct.calcsize('P') == 8  # the sizes above are those of 64 bits
