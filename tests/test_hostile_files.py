@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that somebody hands over: none of them runs, none ends the interpreter, each is refused.
 
-Every checkpoint goes through export, show, ``load_from`` and resume (specs: sweep/test_hostile_specs.py).
-What their code would do is make a folder; what is too large would take minutes and gigabytes.
+Every checkpoint goes through export, show, ``load_from`` and resume. What their code would do is make
+a folder; what is too large would take minutes and gigabytes. Specs: sweep/test_hostile_specs.py.
 """
 
 from __future__ import annotations
