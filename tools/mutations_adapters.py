@@ -66,6 +66,13 @@ ADAPTERS = [
         named('adapters/test_declared', 'test_rows_that_are_no_mask_tokens'),
     ),
     Mutation(
+        'declared: the mask of the loss is not compared',
+        'adapters/blocks.py',
+        'if not any(torch.equal(mask, weighed) for mask in seen):',
+        'if False:',
+        named('adapters/test_declared', 'test_a_loss_of_other_tokens'),
+    ),
+    Mutation(
         'declared: a loss keeps its mask',
         'adapters/declared.py',
         'if not self.partial.changes_loss:',

@@ -139,6 +139,12 @@ class Pass:
                 f'declaration says (B, {self.prefix} + {self.partition.length}, C): '
                 'check prefix, grid and the path of the blocks'
             )
+        if x.requires_grad and not torch.is_grad_enabled():
+            raise RuntimeError(
+                f'{self.declaration.framework}: activation checkpointing of the blocks is reentrant, '
+                'and the gradient of mask tokens would be lost: pass use_reentrant=False to '
+                'torch.utils.checkpoint.checkpoint'
+            )
         self.entered = True
         self._check_rows(x)
         self.queries = gather_tokens(x, self._rows(self.partition.thrown))

@@ -172,6 +172,15 @@ def test_blocks_that_are_not_iterated_over(declared, monkeypatch):
         loss_of(model)
 
 
+def test_reentrant_checkpointing_would_lose_gradients(declared):
+    model = declared()
+    model.reentrant = True
+    with pytest.raises(RuntimeError, match='pass use_reentrant=False'):
+        loss_of(model)
+    with torch.no_grad():
+        assert loss_of(model).isfinite()
+
+
 def test_without_a_loss_weights_are_refused(declared):
     assert loss_of(declared(loss=None)).isfinite()
     with pytest.raises(ValueError, match='aggregator=None and thrown_weight are not supported'):

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from contract_case import Absent, Case
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import prmim_adapters as prmim
 from prmim_adapters.testing import make_token_wise
@@ -31,6 +32,8 @@ class Block(nn.Module):
 
 class UsersMAE(nn.Module):
     """A masked autoencoder as people write it: 4 x 6 patches, a cls token, a loss with a mask."""
+
+    reentrant = None  # kind of activation checkpointing, if any
 
     def __init__(self):
         super().__init__()
@@ -58,7 +61,10 @@ class UsersMAE(nn.Module):
         tokens = tokens.gather(1, ids_restore[..., None].expand(-1, -1, WIDTH))
         x = torch.cat((x[:, :1], tokens), 1) + self.positions
         for block in self.blocks:
-            x = block(x)
+            if self.reentrant is None:
+                x = block(x)
+            else:
+                x = checkpoint(block, x, use_reentrant=self.reentrant)
         return self.predict(self.norm(x))[:, 1:]
 
     def compare(self, images, pred, mask):
@@ -188,7 +194,7 @@ def alone(blocks, outputs):
     return change
 
 
-def users_case(name, cls, prefix=1):
+def users_case(name, cls, prefix=1, **changes):
     blocks = lambda model: model.blocks  # noqa: E731
     return Case(
         name=name,
@@ -200,6 +206,7 @@ def users_case(name, cls, prefix=1):
         features=partial(run_blocks, blocks),
         token_wise=alone(blocks, lambda block: block.attention.out_proj),
         saving=saving(WIDTH, 24, DEPTH, prefix + LENGTH, prefix + LENGTH - THROWN),
+        **changes,
     )
 
 
@@ -312,7 +319,7 @@ else:
     ]
 
 CASES = [
-    users_case('declared', UsersMAE),
+    users_case('declared', UsersMAE, checkpointing=(('reentrant', False),)),
     users_case('declared-result', OneMethodMAE),
     users_case('declared-encoder', EncoderMasksMAE, prefix=0),
     *HUGGINGFACE,
