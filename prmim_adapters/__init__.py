@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progressive partial reconstruction for masked image modeling (PR-MIM, arXiv 2411.15746).
 
-Importing this package needs nothing; what is asked of it first imports torch, and torch only.
+Importing this package needs nothing; what is asked of it first imports torch, and torch only::
 
     import prmim_adapters as prmim
     prmim.attach(model, throw_ratio=0.5)

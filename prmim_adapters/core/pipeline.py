@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data flow of one step, in one screen.
 
+::
+
     image, mask --> partition_tokens --> visible | kept | thrown
        visible + kept --> heavy network --> features at present positions
        features, positions --> spatial aggregation --> features at thrown positions
