@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..core import PartialReconstruction
+from ..core.options import check_flag, check_number
 from .registry import ADAPTERS
 from .seams import Seams, check_seams
 from .specs import Spec, build_aggregator, build_sampler
@@ -88,10 +88,9 @@ def attach(
     seams = adapter(model)
     changed = check_seams(framework, seams, model)
     _check_ratio(throw_ratio, seams)
-    _check_number('thrown_weight', thrown_weight, 0.0, _LARGEST_WEIGHT)
-    _check_number('max_masked_share', max_masked_share, 0.0, 1.0)
-    if not isinstance(stop_gradient, bool):
-        raise TypeError(f'stop_gradient={stop_gradient!r}: expected True or False')
+    check_number('thrown_weight', thrown_weight, 0.0, _LARGEST_WEIGHT)
+    check_number('max_masked_share', max_masked_share, 0.0, 1.0)
+    check_flag('stop_gradient', stop_gradient)
     stages = list(aggregator) if isinstance(aggregator, (list, tuple)) else [aggregator]
     if round(throw_ratio * seams.length) == 0:
         stages = []  # nothing to reconstruct: an aggregator would never be used
@@ -112,12 +111,7 @@ def attach(
         stop_gradient=stop_gradient,
         max_masked_share=float(max_masked_share),
     )
-    if partial.num_thrown and partial.changes_loss and not seams.owns_loss:
-        raise ValueError(
-            f'the loss of {type(model).__name__} lies outside of the model and weighs every masked '
-            'token: aggregator=None and thrown_weight are not supported; attach with an aggregator '
-            'and thrown_weight=1'
-        )
+    _check_loss(model, partial, seams)
     _check_sampler(partial, seams)
     originals = {path: type(model.get_submodule(path)) for path in changed}
     model.get_submodule(seams.host).partial = partial
@@ -265,6 +259,16 @@ def _find_adapter(model: nn.Module) -> tuple[str, Adapter]:
     return framework, ADAPTERS.get(framework)
 
 
+def _check_loss(model: nn.Module, partial: PartialReconstruction, seams: Seams) -> None:
+    """Weights of thrown tokens need a loss that is the model's."""
+    if partial.num_thrown and partial.changes_loss and not seams.owns_loss:
+        raise ValueError(
+            f'the loss of {type(model).__name__} lies outside of the model and weighs every masked '
+            'token: aggregator=None and thrown_weight are not supported; attach with an aggregator '
+            'and thrown_weight=1'
+        )
+
+
 def _check_sampler(partial: PartialReconstruction, seams: Seams) -> None:
     """Partition a small batch on the CPU, so that a faulty sampler shows before training."""
     masked = seams.num_masked or (seams.length + partial.num_thrown) // 2
@@ -286,7 +290,7 @@ def _check_sampler(partial: PartialReconstruction, seams: Seams) -> None:
 
 
 def _check_ratio(throw_ratio: float, seams: Seams) -> None:
-    _check_number('throw_ratio', throw_ratio, 0.0, 1.0)
+    check_number('throw_ratio', throw_ratio, 0.0, 1.0)
     length, num_masked = seams.length, seams.num_masked
     thrown = round(throw_ratio * length)
     if num_masked is not None and thrown >= max(num_masked, 1):
@@ -296,12 +300,3 @@ def _check_ratio(throw_ratio: float, seams: Seams) -> None:
             f'least 0 and below the mask ratio; the largest valid one is '
             f'{(num_masked - 1) / length:.4f}'
         )
-
-
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(
-            f'{name}={value!r} ({type(value).__name__}): expected a number, {low:g} to {high:g}'
-        )
-    if not low <= value <= high:  # also refuses NaN
-        raise ValueError(f'{name}={value}: must be between {low:g} and {high:g}')

@@ -168,7 +168,7 @@ class PartialReconstruction(nn.Module):
         and the device checks it.
         """
         if torch.compiler.is_compiling() and self._num_masked is not None:
-            torch._assert_async((mask.sum(dim=1) == self._num_masked).all())
+            torch._assert_async((mask.sum(dim=1) == self._num_masked).all(), _OTHER_COUNT)
             return self._num_masked
         self._num_masked = count_masked(mask)
         return self._num_masked
@@ -276,6 +276,13 @@ class PartialReconstruction(nn.Module):
         """Shown by ``print(model)``."""
         name = getattr(self.sampler, '__name__', type(self.sampler).__name__)
         return f'throw_ratio={self.throw_ratio:g}, grid={self.grid}, sampler={name}'
+
+
+_OTHER_COUNT = (
+    'a compiled model takes masks of one size, and an image has another number of masked tokens than '
+    'those of the batch before it was compiled: use a mask generator with a fixed count, or do not '
+    'compile'
+)
 
 
 def sincos_positions(grid: Grid, width: int) -> Tensor:

@@ -28,7 +28,7 @@ def mae(**changes) -> nn.Module:
     ('options', 'error', 'message'),
     [
         (dict(throw_ratio=-0.1), ValueError, r'throw_ratio=-0.1: must be between 0 and 1'),
-        (dict(throw_ratio=float('nan')), ValueError, r'throw_ratio=nan: must be between 0 and 1'),
+        (dict(throw_ratio=float('nan')), ValueError, 'throw_ratio=nan is not finite'),
         (dict(throw_ratio=1.5), ValueError, r'throw_ratio=1.5: must be between 0 and 1'),
         (dict(throw_ratio='0.5'), TypeError, r"throw_ratio='0.5' \(str\): expected a number"),
         (dict(throw_ratio=True), TypeError, r'throw_ratio=True \(bool\): expected a number'),
@@ -57,7 +57,7 @@ def mae(**changes) -> nn.Module:
         ),
         (dict(thrown_weight=-1), ValueError, r'thrown_weight=-1: must be between 0 and 1000'),
         (dict(throw_ratio=10**400), ValueError, r'throw_ratio=10+: must be between 0 and 1'),
-        (dict(stop_gradient='no'), TypeError, r"stop_gradient='no': expected True or False"),
+        (dict(stop_gradient='no'), TypeError, r"stop_gradient='no' \(str\): expected True"),
         (dict(max_masked_share=2), ValueError, r'max_masked_share=2: must be between 0 and 1'),
     ],
 )

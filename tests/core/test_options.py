@@ -34,6 +34,7 @@ def test_values_that_are_allowed():
         (lambda: check_number('x', math.nan), ValueError, 'x=nan is not finite'),
         (lambda: check_number('x', math.inf), ValueError, 'x=inf is not finite'),
         (lambda: check_number('x', 1e39), ValueError, 'x=1e[+]39: must be between'),
+        (lambda: check_number('x', 10**400, 0, 1), ValueError, 'x=10+: must be between 0 and 1'),
         (lambda: check_number('x', True), TypeError, 'x=True'),
         (lambda: check_number('x', 1j), TypeError, 'expected a number'),
         (lambda: check_flag('f', 1), TypeError, r'f=1 \(int\): expected True or False'),

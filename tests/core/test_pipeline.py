@@ -121,3 +121,12 @@ def test_sincos_positions_are_distinct_and_bounded():
 def test_number_thrown(throw_ratio):
     partial = PartialReconstruction(throw_ratio, (14, 14), farthest)
     assert partial.num_thrown == {0.0: 0, 0.25: 49, 0.5: 98}[throw_ratio]
+
+
+def test_a_compiled_model_says_what_another_number_of_masked_tokens_is():
+    partial = pipeline()
+    compiled = torch.compile(lambda mask: partial(mask, loss_reads=False).kept, backend='eager')
+    partial(random_mask(2, 36, 27), loss_reads=False)  # the eager batch
+    assert compiled(random_mask(2, 36, 27)).shape == (2, 9)
+    with pytest.raises(RuntimeError, match='a compiled model takes masks of one size'):
+        compiled(random_mask(2, 36, 30))
