@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import random_backbones
 import torch
 from click.testing import CliRunner
 from mmpretrain.registry import MODELS
-from mmpretrain.utils import register_all_modules
+from random_backbones import VIT, random_backbone
 
 import prmim_adapters.openmmlab  # noqa: F401
 from prmim_adapters import __version__
@@ -21,41 +22,10 @@ from prmim_adapters.export.huggingface import write_folder
 
 transformers = pytest.importorskip('transformers', reason='optional: extra [huggingface]')
 
-VIT_ARCH = dict(embed_dims=48, num_layers=2, num_heads=3, feedforward_channels=96)
-VIT = dict(arch=VIT_ARCH, img_size=64, patch_size=16)
-SWIN_ARCH = dict(embed_dims=8, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8])
-BACKBONES: dict[str, dict[str, Any]] = {
-    'mae': dict(type='MAEViT', **VIT),
-    'mae, not square': dict(type='MAEViT', arch=VIT_ARCH, img_size=(32, 64), patch_size=16),
-    'mae, 12 channels': dict(type='MAEViT', patch_cfg=dict(in_channels=12), **VIT),
-    'maskfeat': dict(type='MaskFeatViT', **VIT),
-    'simmim swin': dict(
-        type='SimMIMSwinTransformer',
-        arch=SWIN_ARCH,
-        img_size=192,
-        stage_cfgs=dict(block_cfgs=dict(window_size=6)),
-    ),
-    'fcmae': dict(
-        type='FCMAEConvNeXt',
-        img_size=64,
-        arch=dict(depths=[1, 1, 2, 1], channels=[8, 16, 32, 64]),
-    ),
-}
+CHANNELS = {'mae, 12 channels': dict(type='MAEViT', patch_cfg=dict(in_channels=12), **VIT)}
+NAMES = ['mae', 'mae, not square', 'maskfeat', 'simmim swin', 'fcmae']
+BACKBONES = CHANNELS | {name: random_backbones.BACKBONES[name] for name in NAMES}
 CLASSES = dict(zip(BACKBONES, ['ViTModel'] * 4 + ['SwinModel', 'ConvNextV2Model'], strict=True))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def scope() -> None:
-    register_all_modules()
-
-
-def random_backbone(config: dict[str, Any]) -> torch.nn.Module:
-    """Every weight at random: nothing is equal because it is still zero or one."""
-    torch.manual_seed(0)
-    backbone = MODELS.build(config)
-    for parameter in backbone.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return backbone
 
 
 def save_checkpoint(path: Path, config: dict[str, Any], **rest: Any) -> Path:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from cases import declared
 from torch.testing import assert_close
 
 import prmim_adapters as prmim
@@ -31,22 +32,8 @@ class Clips(torch.utils.data.Dataset):
 
 
 def build():
-    config = transformers.VideoMAEConfig(
-        image_size=32,
-        patch_size=8,
-        num_frames=4,
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=48,
-        decoder_hidden_size=32,
-        decoder_num_hidden_layers=2,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=64,
-        norm_pix_loss=False,
-    )
     torch.manual_seed(0)
-    return transformers.VideoMAEForPreTraining(config)
+    return declared.videomae()
 
 
 def test_videomae_under_trainer(tmp_path):
