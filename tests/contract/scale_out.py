@@ -71,6 +71,8 @@ class DrawnForAll(TorchDispatchMode):
             return self.own(func(list(whole), *args[1:], **kwargs))
         if func in _FILLS and (whole := self.whole(tuple(args[0].shape))):
             return args[0].copy_(self.own(func(args[0].new_empty(whole), *args[1:], **kwargs)))
+        if func is torch.ops.aten.multinomial.default and (whole := self.whole(args[0].shape)):
+            return self.own(func(args[0][:1].expand(whole), *args[1:], **kwargs))  # rows are alike
         return func(*args, **kwargs)
 
 
@@ -109,11 +111,14 @@ class LossPath(nn.Module):
     def __init__(self, case: AdapterCase) -> None:
         super().__init__()
         self.case, self.model = case, case.attached().train()
-        for (
-            module
-        ) in self.modules():  # their statistics are those of a process (SyncBN is for GPUs)
+        for module in self.modules():
             if isinstance(module, _BatchNorm):
-                module.eval()
+                module.eval()  # its statistics are those of a process (SyncBN is for GPUs)
+        own = case.model()
+        case.loss(own).backward()
+        for name, parameter in own.named_parameters():
+            if parameter.grad is None:  # the framework itself never uses it, and DDP would wait
+                self.model.get_parameter(name).requires_grad_(False)
 
     def forward(self, batch: Any) -> Tensor:
         return total(self.case.losses(self.model, batch))

@@ -119,6 +119,7 @@ class EncoderMasksMAE(UsersMAE):
 
     def __init__(self):
         super().__init__()
+        del self.cls
         self.encoder = Encoder()
 
     def forward(self, images):
