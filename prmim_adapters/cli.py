@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import difflib
 import pkgutil
-import shutil
 import sys
-import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from typing import IO, Any
 import click
 
 from . import __version__, commands
+from .commands._terminal import wrapped
 from .errors import Mistake
 from .extras import MissingExtraError
 
@@ -30,10 +29,8 @@ class OneLineError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it to standard error."""
-        text = f'Error: {self.message}'
+        text = wrapped(f'Error: {self.message}', sys.stderr)
         if sys.stderr.isatty():
-            width = shutil.get_terminal_size().columns
-            text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
             text = click.style('Error:', fg='red', bold=True) + text.removeprefix('Error:')
         click.echo(text, file=file, err=file is None)
 

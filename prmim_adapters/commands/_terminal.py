@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +19,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _SAVED, _ADDED = r'^-[\d.]+%$|\(-[\d.]+%\)', r'^\+[\d.]+%$|\(\+[\d.]+%\)'
+
+
+def wrapped(text: str, stream: IO[str]) -> str:
+    """A paragraph, in lines of the terminal's width where the stream is one, broken between words."""
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def say(text: str) -> None:
+    """Print a paragraph."""
+    click.echo(wrapped(text, sys.stdout))
 
 
 def print_tables(tables: Sequence[Table], as_markdown: bool = False) -> None:

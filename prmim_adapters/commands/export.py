@@ -10,7 +10,7 @@ import click
 
 from ..errors import shown_without_traceback
 from ._options import check_output, force_
-from ._terminal import working
+from ._terminal import say, working
 
 
 @click.command('export')
@@ -60,7 +60,7 @@ def export(
         click.echo(f'{out}: {report["tensors"]} tensors')
     else:
         library = 'timm' if ending else 'transformers'
-        click.echo(
+        say(
             f'{out}: {library} {report[library]}, {report["tensors"]} tensors, '
             f'{report["parameters"] / 1e6:.2f} M parameters; features differ by at most '
             f'{report["difference"]:.1e} of the largest'

@@ -10,7 +10,7 @@ import click
 from ..errors import shown_without_traceback
 from ..progress import step
 from ._options import check_checkpoint, check_output, check_picture, force_
-from ._terminal import working
+from ._terminal import say, working
 
 
 @click.command('show')
@@ -81,13 +81,13 @@ def show(
         observation = observe(model, load_images(settings, model, files, seed), seed, display)
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         panels(observation, side).save(out)
-    click.echo(f'{len(files)} images -> {out}')
+    say(f'{len(files)} images -> {out}')
     if display.note:
-        click.echo(display.note)
+        say(display.note)
     if observation.reconstruction is None:
-        click.echo('The model predicts features, not pixels: there is no reconstruction to show.')
+        say('The model predicts features, not pixels: there is no reconstruction to show.')
     elif observation.per_patch:
-        click.echo(
+        say(
             'The target is normalised per patch: predictions are shown with the mean and variance '
             'of the true patches, which the model does not know.'
         )

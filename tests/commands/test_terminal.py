@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from prmim_adapters.cli import _quiet
-from prmim_adapters.commands._terminal import draw, print_tables
+from prmim_adapters.commands._terminal import draw, print_tables, wrapped
 from prmim_adapters.progress import reported_to, step, track
 from prmim_adapters.tables import Table
 
@@ -60,6 +60,16 @@ def test_a_pipe_gets_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert '| - backbone | 0.073 |' in printed and '&nbsp;' not in printed
     assert '|---|---|' in printed  # words to the left
+
+
+def test_paragraphs_break_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('COLUMNS', '20')
+    stream = io.StringIO()
+    text = 'predictions are shown --with the mean of_the_true_patches'
+    assert wrapped(text, stream) == text
+    monkeypatch.setattr(stream, 'isatty', lambda: True)
+    lines = ['predictions are', 'shown --with the', 'mean', 'of_the_true_patches']
+    assert wrapped(text, stream).splitlines() == lines
 
 
 def test_work_says_how_far_it_is() -> None:
