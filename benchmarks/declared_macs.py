@@ -136,6 +136,13 @@ def satmae_temporal() -> Made:
     return module.mae_vit_large_patch16(), [torch.randn(1, 3, 3, 224, 224), dates], returned
 
 
+def satmae_pp() -> Made:
+    """ViT-L on RGB at 224, patches of 16, mask ratio 0.75, and its loss at 448."""
+    module = importlib.import_module('models_mae')
+    inputs = [torch.randn(1, 3, 224, 224), torch.randn(1, 3, 448, 448)]
+    return module.mae_vit_large_patch16(), inputs, lambda m, x: sum(m(*x)[:2])
+
+
 def hpm(file: str) -> Made:
     """ViT-B with the predictor of losses; the teacher's pass is not counted."""
     module = importlib.import_module(file)
@@ -221,6 +228,7 @@ MODELS: dict[str, tuple[str | None, Callable[[], Made]]] = {
     'SatMAE-B, groups of bands': ('satmae', lambda: satmae('base')),
     'SatMAE-L, groups of bands': ('satmae', lambda: satmae('large')),
     'SatMAE-L, three dates': ('satmae', satmae_temporal),
+    'SatMAE++ L, RGB': ('satmae-pp', satmae_pp),
     'Prithvi-EO-2.0 300M': ('terratorch', prithvi),
     'AudioMAE-B, global decoder': ('audiomae', audiomae),
     'MONAI MAE, 96 x 96 x 96': (None, monai),

@@ -92,6 +92,8 @@ def declared() -> str:
         'change',
         'of it the light stage',
         'counted against closed form',
+        'training GMACs',
+        'change',
     ]
     rows = [
         [
@@ -100,6 +102,8 @@ def declared() -> str:
             f'{-found["saving"]:+.1%}',
             f'+{found["light_stage"] / found["forward"]:.2%}',
             f'{found["closed_form_error"]:+.2%}',
+            f'{found["training"] / 1e9:.1f}{TO}{found["training_with"] / 1e9:.1f}',
+            f'{-found["training_saving"]:+.1%}',
         ]
         for name, found in (load('declared') or {}).items()
     ]
@@ -128,6 +132,7 @@ def savings() -> str:
                 'config': name,
                 'throw_ratio': counted['throw_ratio'],
                 'forward': round(counted['saving'], 4),
+                'training': round(counted['training_saving'], 4),
             },
         )
     return json.dumps(found, indent=2) + '\n'

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases.declared import GRID, LENGTH, MASKED, THROWN, UsersMAE
+from cases.declared import DEPTH, GRID, LENGTH, MASKED, THROWN, WIDTH, Block, UsersMAE, alone
+from torch import nn
 
 import prmim_adapters as prmim
 from prmim_adapters.adapters import ADAPTERS
-from prmim_adapters.testing import seed_everything
+from prmim_adapters.testing import recorded_partitions, seed_everything
 
 IMAGES = torch.randn(2, 3, 8, 12)
 GOOD = dict(
@@ -29,13 +30,33 @@ class Other(UsersMAE):
     """Another name for each declaration."""
 
 
+class ToldBlock(Block):
+    """With a shift (rows, C) and scales (B, rows, 1), as rotary positions may come."""
+
+    def forward(self, x, shift, scales):
+        return super().forward((x + shift) * scales[0])
+
+
+class Told(Other):
+    """Its blocks are told something of every token, by place and by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(ToldBlock() for _ in range(DEPTH))
+        self.shift = nn.Parameter(torch.randn(1 + LENGTH, WIDTH))
+        self.scale = nn.Parameter(torch.rand(2, 1 + LENGTH, 1))
+
+    def through(self, block, x):
+        return block(x, self.shift, scales=(self.scale,))
+
+
 @pytest.fixture
 def declared(monkeypatch):
-    def make(ratio=THROWN / LENGTH, **changes):
+    def make(ratio=THROWN / LENGTH, cls=Other, **changes):
         name = f'{Other.__module__}.Other'
         ADAPTERS._entries.pop(name, None)
         prmim.declare(name, **{**GOOD, **changes})
-        return prmim.attach(Other(), throw_ratio=ratio)
+        return prmim.attach(cls(), throw_ratio=ratio)
 
     yield make
     ADAPTERS._entries.pop(f'{Other.__module__}.Other', None)
@@ -170,6 +191,20 @@ def test_blocks_that_are_not_iterated_over(declared, monkeypatch):
     monkeypatch.setattr(type(model.blocks), '__iter__', every)
     with pytest.raises(RuntimeError, match="did not iterate over 'blocks', so that all tokens"):
         loss_of(model)
+
+
+def test_arguments_with_a_row_for_every_token(declared):
+    """Where tokens do not see each other, those that are not thrown are the framework's."""
+    model = declared(cls=Told, per_token=(0, 'scales'))
+    alone(lambda model: model.blocks, lambda block: block.attention.out_proj)(model)
+    tokens, restore = model.encode(IMAGES)
+    with recorded_partitions(model) as seen:
+        ours = model.decode(tokens, restore)
+    prmim.detach(model)
+    theirs = model.decode(tokens, restore)
+    present = seen[0][1].present[..., None].expand(-1, -1, ours.shape[-1])
+    torch.testing.assert_close(ours.gather(1, present), theirs.gather(1, present))
+    assert not torch.allclose(ours, theirs)
 
 
 def test_reentrant_checkpointing_would_lose_gradients(declared):

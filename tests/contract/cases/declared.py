@@ -61,11 +61,14 @@ class UsersMAE(nn.Module):
         tokens = tokens.gather(1, ids_restore[..., None].expand(-1, -1, WIDTH))
         x = torch.cat((x[:, :1], tokens), 1) + self.positions
         for block in self.blocks:
-            if self.reentrant is None:
-                x = block(x)
-            else:
-                x = checkpoint(block, x, use_reentrant=self.reentrant)
+            x = self.through(block, x)
         return self.predict(self.norm(x))[:, 1:]
+
+    def through(self, block, x):
+        """The rows after one block."""
+        if self.reentrant is None:
+            return block(x)
+        return checkpoint(block, x, use_reentrant=self.reentrant)
 
     def compare(self, images, pred, mask):
         """Mean squared error over the mask."""
