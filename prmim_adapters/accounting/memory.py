@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..core.options import check_choice
 from .loss_path import Batch, num_images, scratch
 
 Attention = Literal['fused', 'explicit']
+ATTENTION = get_args(Attention)
+"""How attention is computed: by torch's kernels, or by matrix products and a softmax."""
 
 
 def activation_bytes(model: nn.Module, batch: Batch, attention: Attention = 'fused') -> float:
@@ -39,8 +42,7 @@ def activation_bytes(model: nn.Module, batch: Batch, attention: Attention = 'fus
 
     MAE ViT-B/16 at 224, fp32: 86.3 MB fused, 107.5 MB explicit (1 MB = 1e6 bytes).
     """
-    if attention not in ('fused', 'explicit'):
-        raise ValueError(f"attention={attention!r}: allowed are 'fused' and 'explicit'")
+    check_choice('attention', attention, ATTENTION)
     kernel: Any = sdpa_kernel(SDPBackend.MATH) if attention == 'explicit' else nullcontext()
     with scratch(model, batch) as (path, views):
         owned = {_address(tensor) for tensor in (*path.parameters(), *path.buffers())}

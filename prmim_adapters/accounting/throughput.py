@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..core.options import check_choice
 from ..progress import track
 from .loss_path import Batch, LossPath
+from .memory import ATTENTION
 
 PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16}
 
@@ -45,10 +47,8 @@ class Timing:
     mode: str | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f'precision={self.precision!r}: allowed are {", ".join(PRECISIONS)}')
-        if self.attention not in ('fused', 'explicit'):
-            raise ValueError(f"attention={self.attention!r}: allowed are 'fused' and 'explicit'")
+        check_choice('precision', self.precision, PRECISIONS)
+        check_choice('attention', self.attention, ATTENTION)
         if self.steps < 1 or self.warmup < 0:
             raise ValueError(f'steps={self.steps}, warmup={self.warmup}: need at least 1 and 0')
 

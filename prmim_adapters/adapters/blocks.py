@@ -84,7 +84,7 @@ class Pass:
             self.begin(mask)
 
     def begin(self, mask: Tensor) -> None:
-        """Partition the batch."""
+        """Partition the batch by its mask (B, L) bool."""
         self.mask = mask
         _remember(self.partial, mask)
         reads = self.declaration.loss is not None and self.partial.changes_loss
@@ -94,7 +94,11 @@ class Pass:
             self.row_of = mask.byte().argsort(dim=1, stable=True).argsort(dim=1)
 
     def around(self, blocks: list[Block]) -> list[Block]:
-        """The blocks, the first and last ones in closures of this pass."""
+        """The blocks, the first and last ones in closures of this pass.
+
+        Raises:
+            RuntimeError: nothing has been partitioned yet.
+        """
         if self.partition is None:
             raise RuntimeError(
                 f'{self.declaration.framework}: the blocks ran before there was a mask; the '

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from ..core.options import check_choice
 from ..core.partition import Grid
 from .between import forget, named_class
 from .blocks import Pass, PRModuleList, PRSequential, check_loss
@@ -77,8 +78,7 @@ class Declaration:
     meant: Callable[[type], bool] | None = None
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            raise ValueError(f'order={self.order!r}: allowed are {", ".join(map(repr, ORDERS))}')
+        check_choice('order', self.order, ORDERS)
         unknown = set(getattr(self.mask, 'reads', ())) - set(self.arguments)
         if unknown:
             raise ValueError(

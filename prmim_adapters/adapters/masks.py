@@ -124,7 +124,11 @@ class Result:
         return None
 
     def of(self, returned: Any) -> Tensor:
-        """The mask in what the method returned."""
+        """The mask (B, L) bool in what the method returned.
+
+        Raises:
+            TypeError: there is none where ``index`` says.
+        """
         mask = returned
         if isinstance(returned, (tuple, list)) and self.index is not None:
             mask = dict(enumerate(returned)).get(self.index)

@@ -70,7 +70,11 @@ class CrossAttention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
-        """See the module docstring for shapes."""
+        """See the module docstring for shapes.
+
+        Raises:
+            ValueError: keys want positions, and the queries are those of thrown tokens only.
+        """
         features, positions = _select(self.sources, features, partition)
         query = at_thrown(self.query(queries), partition)
         key, value = self.key_value(features).chunk(2, dim=-1)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .options import check_choice
 from .partition import Grid
 from .randomness import BITS
 
@@ -49,8 +50,7 @@ def farthest(
     Raises:
         ValueError: ``seeds`` is neither 'visible' nor 'none'.
     """
-    if seeds not in ('visible', 'none'):
-        raise ValueError(f"seeds={seeds!r}: allowed are 'visible' and 'none'")
+    check_choice('seeds', seeds, ('visible', 'none'))
     count, steps = _counts(mask, num_kept)
     noise = _drawn(noise, mask)
     start = ~mask if seeds == 'visible' else torch.zeros_like(mask)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ..adapters.registry import qualified
-from ..core.options import check_number, check_whole
+from ..core.options import check_choice, check_number, check_whole
 
 
 @MODELS.register_module()
@@ -128,17 +128,17 @@ class BatchCrop(nn.Module):
         size: side of the result in pixels.
         flip: probability of a horizontal flip.
         interpolation: 'bilinear' or 'bicubic', antialiased, as Pillow and torchvision resample.
+
+    Raises:
+        TypeError, ValueError: an option is no such value or out of range, naming it.
     """
 
     def __init__(self, size: int, flip: float = 0.5, interpolation: str = 'bicubic') -> None:
         super().__init__()
-        if interpolation not in FILTERS:
-            raise ValueError(
-                f'interpolation {interpolation!r}: choose one of {", ".join(sorted(FILTERS))}'
-            )
         self.size = check_whole(f'{type(self).__name__}: size', size, 1)
         self.flip = check_number(f'{type(self).__name__}: flip', flip, 0, 1)
-        self.interpolation = interpolation
+        name = f'{type(self).__name__}: interpolation'
+        self.interpolation = check_choice(name, interpolation, sorted(FILTERS))
 
     def boxes(self, count: int, height: int, width: int) -> Tensor:
         """(count, 4) float: top, left, height and width of every image's crop, in pixels."""

@@ -21,7 +21,7 @@ from mmpretrain.registry import HOOKS
 from torch import nn
 
 from ..adapters import partial_of, set_throw_ratio
-from ..core.options import check_number, check_whole
+from ..core.options import check_choice, check_number, check_whole
 from .distributed import unwrapped
 
 KINDS = ('constant', 'step', 'cosine')
@@ -91,8 +91,7 @@ class ThrowRatioHook(Hook):
         levels: int = 5,
         at: float = 0.5,
     ) -> None:
-        if schedule not in KINDS:
-            raise ValueError(f'ThrowRatioHook: schedule={schedule!r}; allowed: {", ".join(KINDS)}')
+        check_choice('ThrowRatioHook: schedule', schedule, KINDS)
         check_number('ThrowRatioHook: start', start)
         if end is not None:
             check_number('ThrowRatioHook: end', end)

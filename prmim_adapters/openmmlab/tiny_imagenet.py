@@ -19,6 +19,8 @@ from typing import Any
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS
 
+from ..core.options import check_choice
+
 
 @DATASETS.register_module()
 class TinyImageNet(BaseDataset):
@@ -35,8 +37,7 @@ class TinyImageNet(BaseDataset):
     """
 
     def __init__(self, data_root: str, split: str = 'train', **options: Any) -> None:
-        if split not in ('train', 'val'):
-            raise ValueError(f"TinyImageNet: split={split!r}; allowed are 'train' and 'val'")
+        check_choice('TinyImageNet: split', split, ('train', 'val'))
         root = Path(data_root)
         listing = root / 'wnids.txt'
         if not listing.is_file():

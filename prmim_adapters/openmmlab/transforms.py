@@ -13,6 +13,8 @@ from mmcv.transforms import BaseTransform
 from mmpretrain.datasets.transforms import MultiView
 from mmpretrain.registry import TRANSFORMS
 
+from ..core.options import check_choice
+
 
 @TRANSFORMS.register_module()
 class MaskedMultiView(MultiView):
@@ -86,8 +88,7 @@ class RandomRatioMask(BaseTransform):
                     f'mask_ratio={ratio} with variance={deviation}: ratio - variance and '
                     'ratio + variance must be between 0 and 1'
                 )
-        if shape not in ('block', 'random'):
-            raise ValueError(f"shape={shape!r}: allowed are 'block' and 'random'")
+        check_choice('shape', shape, ('block', 'random'))
         self.height, self.width = height, width
         self.ranges = [(r - d, r + d) for r, d in zip(ratios, variance, strict=True)]
         self.shape = shape

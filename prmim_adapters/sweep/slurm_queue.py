@@ -109,7 +109,11 @@ class SlurmQueue:
         return submitted[0].job_id.split('_')[0]
 
     def executor(self, folder: Path, timeouts: int) -> Any:
-        """submitit's executor for the submission with this folder."""
+        """submitit's executor for the submission with this folder.
+
+        Raises:
+            SlurmError: there is no Slurm on this machine.
+        """
         require('slurm')
         import submitit
 

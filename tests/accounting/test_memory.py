@@ -46,7 +46,7 @@ def test_explicit_attention_saves_the_attention_matrices(small_mae):
 
 
 def test_unknown_attention_is_refused(small_mae):
-    with pytest.raises(ValueError, match="attention='flash': allowed are 'fused' and 'explicit'"):
+    with pytest.raises(ValueError, match="attention='flash': allowed are 'fused', 'explicit'"):
         activation_bytes(small_mae(), {'inputs': torch.zeros(1), 'data_samples': None}, 'flash')
 
 

@@ -50,8 +50,8 @@ def test_a_loss_that_is_not_finite_stops_the_clock():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'precision': 'fp16'}, "precision='fp16': allowed are fp32, bf16"),
-        ({'attention': 'flash'}, "attention='flash': allowed are 'fused' and 'explicit'"),
+        ({'precision': 'fp16'}, "precision='fp16': allowed are 'fp32', 'bf16'"),
+        ({'attention': 'flash'}, "attention='flash': allowed are 'fused', 'explicit'"),
         ({'steps': 0}, 'steps=0, warmup=2: need at least 1 and 0'),
     ],
 )

@@ -109,7 +109,7 @@ def test_ties_are_broken_at_random_and_repeatably():
 
 
 def test_unknown_seeds():
-    with pytest.raises(ValueError, match="seeds='all': allowed are 'visible' and 'none'"):
+    with pytest.raises(ValueError, match="seeds='all': allowed are 'visible', 'none'"):
         farthest(torch.ones(1, 4, dtype=torch.bool), 1, (2, 2), seeds='all')
 
 

@@ -282,7 +282,9 @@ def test_different_sizes_are_refused(folder):
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="augmentation 'Sharpen2'"):
         MODELS.build(dict(type='mmpretrain.DeviceAugment', augment=[dict(type='Sharpen2')]))
-    with pytest.raises(ValueError, match="interpolation 'nearest'"):
+    with pytest.raises(
+        ValueError, match="interpolation='nearest': allowed are 'bicubic', 'bilinear'"
+    ):
         BatchRandomResizedCrop(size=8, interpolation='nearest')
 
 

@@ -120,7 +120,10 @@ def test_without_an_end_the_average_is_the_models_ratio(options, end):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(schedule='linear', start=0.5), "schedule='linear'; allowed: constant, step, cosine"),
+        (
+            dict(schedule='linear', start=0.5),
+            "schedule='linear': allowed are 'constant', 'step'",
+        ),
         (dict(start=0.5, levels=1), 'levels=1 must be at least 2'),
         (dict(schedule='step', start=0.5, at=1.0), 'at=1.0 must be between 0 and 1'),
         (dict(start=0.6, end='0.2'), r"ThrowRatioHook: end='0.2' \(str\): expected a number"),

@@ -60,7 +60,7 @@ def test_both_layouts_go_into_memory(root):
 
 
 def test_mistakes_are_named(root, tmp_path):
-    with pytest.raises(ValueError, match="split='test'; allowed are 'train' and 'val'"):
+    with pytest.raises(ValueError, match="split='test': allowed are 'train', 'val'"):
         build(root, split='test')
     with pytest.raises(ValueError, match=r"no .*wnids\.txt: data_root .* type='CustomDataset'"):
         build(tmp_path)

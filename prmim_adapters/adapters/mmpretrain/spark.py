@@ -65,7 +65,7 @@ class PRConvProjector(_Present, nn.Conv2d):
     """Projection of present units: dense map (B, C, H, W) -> unit maps (B * U, C_out, s, s)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Project."""
+        """Project (B, C, H, W) -> (B * U, C_out, s, s)."""
         units = self._units()
         maps = units.cut(input)
         return super().forward(maps) if self.kernel_size[0] == 1 else conv3x3(self, maps, units)
@@ -75,7 +75,7 @@ class PRIdentityProjector(_Present, nn.Identity):
     """The same where the widths are equal and nothing is projected."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Cut."""
+        """Cut (B, C, H, W) -> (B * U, C, s, s)."""
         return self._units().cut(input)
 
 

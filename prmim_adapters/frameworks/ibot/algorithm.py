@@ -213,6 +213,10 @@ class IBOT(BaseSelfSupervisor):
 
         Returns:
             dict: 'loss_cls', 'loss_patch', and what is logged beside them.
+
+        Raises:
+            RuntimeError: the teacher is in shards, and would not move.
+            ValueError: as in :meth:`branches`.
         """
         if self.training and self._moves_in_loss:
             if self._look_for_shards():

@@ -46,6 +46,9 @@ class IBOTViT(VisionTransformer):
         **kwargs: those of ``VisionTransformer``. ViT-S is ``arch='deit-small'``, ViT-B ``'b'``.
             The output is the last layer's, of all tokens: ``out_type`` and ``out_indices`` are
             fixed.
+
+    Raises:
+        ValueError: ``with_cls_token=False``.
     """
 
     def __init__(self, **kwargs: Any) -> None:

@@ -106,7 +106,12 @@ class IBOTHead(BaseModule):
 
     @torch.no_grad()
     def update_centers(self, teacher_cls: Tensor, teacher_patch: Tensor) -> None:
-        """Move the centres to the mean logits of all processes' class tokens and patch tokens."""
+        """Move the centres to the mean logits of all processes.
+
+        Args:
+            teacher_cls: (G, B, K) of class tokens.
+            teacher_patch: (G * B, L, K) of patch tokens.
+        """
         for center, logits, momentum in (
             (self.center, teacher_cls, self.center_momentum),
             (self.patch_center, teacher_patch, self.patch_center_momentum),
