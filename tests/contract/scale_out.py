@@ -72,7 +72,8 @@ class DrawnForAll(TorchDispatchMode):
         if func in _FILLS and (whole := self.whole(tuple(args[0].shape))):
             return args[0].copy_(self.own(func(args[0].new_empty(whole), *args[1:], **kwargs)))
         if func is torch.ops.aten.multinomial.default and (whole := self.whole(args[0].shape)):
-            return self.own(func(args[0][:1].expand(whole), *args[1:], **kwargs))  # rows are alike
+            noise = self.own(args[0].new_empty(whole).exponential_())
+            return (args[0] / noise).topk(args[1]).indices  # as torch draws without replacement
         return func(*args, **kwargs)
 
 
