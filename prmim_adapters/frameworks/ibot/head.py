@@ -116,9 +116,12 @@ class IBOTHead(BaseModule):
             (self.center, teacher_cls, self.center_momentum),
             (self.patch_center, teacher_patch, self.patch_center_momentum),
         ):
-            mean = logits.float().mean(dim=(0, 1))
-            all_reduce(mean, 'mean')
-            center.lerp_(mean, 1 - momentum)
+            # processes may have unequally many images
+            total = logits.float().sum(dim=(0, 1))
+            count = total.new_full((), logits.shape[:2].numel())
+            all_reduce(total)
+            all_reduce(count)
+            center.lerp_(total / count, 1 - momentum)
 
 
 def _distribution(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
