@@ -62,8 +62,9 @@ def decode(dataset: dict[str, Any], path: Path, workers: int = 0, force: bool = 
         raise ValueError(f'{dataset.get("type")}: the data set has no images')
     pixels.flush()
     labels = [source.get_data_info(i).get('gt_label') for i in range(len(source))]
-    labels_of(path).unlink(missing_ok=True)
-    if None not in labels:
+    if None in labels:
+        labels_of(path).unlink(missing_ok=True)
+    else:
         np.save(labels_of(path), labels)
     partial.replace(path)
     return len(source)

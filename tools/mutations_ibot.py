@@ -37,16 +37,23 @@ IBOT = [
     Mutation(
         'centres: share of the old one swapped',
         'frameworks/ibot/head.py',
-        'center.lerp_(mean, 1 - momentum)',
-        'center.lerp_(mean, momentum)',
+        'center.lerp_(total / count, 1 - momentum)',
+        'center.lerp_(total / count, momentum)',
         named('frameworks/test_ibot', 'test_losses_and_centres_are_those_of_the_paper'),
     ),
     Mutation(
         'centres: of this process only',
         'frameworks/ibot/head.py',
-        "all_reduce(mean, 'mean')",
+        'all_reduce(total)\n            all_reduce(count)',
         'pass',
-        named('frameworks/test_ibot_distributed', 'test_centres_are_means_over_all_processes'),
+        named('frameworks/test_ibot_distributed', 'test_centres_are_means_over_all_images'),
+    ),
+    Mutation(
+        'centres: processes weigh alike, whatever they hold',
+        'frameworks/ibot/head.py',
+        'all_reduce(count)',
+        'total, count = total / count, count / count + 1',
+        named('frameworks/test_ibot_distributed', 'test_centres_are_means_over_all_images'),
     ),
     Mutation(
         'centres: of patches from class tokens',

@@ -86,8 +86,10 @@ class Pass:
     def begin(self, mask: Tensor) -> None:
         """Partition the batch by its mask (B, L) bool."""
         self.mask = mask
-        _remember(self.partial, mask)
-        reads = self.declaration.loss is not None and self.partial.changes_loss
+        has_loss = self.declaration.loss is not None
+        if has_loss:
+            _remember(self.partial, mask)
+        reads = has_loss and self.partial.changes_loss
         self.partition = self.partial(mask, loss_reads=reads)
         self.row_of = None
         if self.declaration.order == 'visible_first':

@@ -75,9 +75,8 @@ def packed_depthwise(tokens: Tensor, weight: Tensor, bias: Tensor | None, units:
     # A jit trace, which FLOP counters read, records an autograd.Function as one opaque call.
     if torch.jit.is_tracing():
         return _depthwise(tokens, weight, bias, units)
-    units.find_lines(
-        tokens
-    )  # before: what a compiled autograd.Function computes must not outlive it
+    # Kept from here on: what a compiled autograd.Function computes must not outlive it.
+    units.find_lines(tokens)
     return _PackedDepthwise.apply(tokens, weight, bias, units)
 
 

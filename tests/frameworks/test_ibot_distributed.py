@@ -21,7 +21,7 @@ def two_steps(rank, port, path):
     model = still(build())
     wrapped = MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False)
     for step in range(2):  # a parameter left out of the first step is reported in the second
-        crops, samples = batch(seed=rank, ratios=((0.5, 0.0, 0.8), (0.0, 0.0, 0.0))[rank])
+        crops, samples = batch(seed=rank, ratios=((0.5, 0.0, 0.8), (0.0, 0.0))[rank])
         losses = wrapped(crops, samples, mode='loss')
         if step == 0:
             torch.save([model.head.center, model.head.patch_center], f'{path}/{rank}.pth')
@@ -29,18 +29,19 @@ def two_steps(rank, port, path):
     dist.destroy_process_group()
 
 
-def test_centres_are_means_over_all_processes(tmp_path, free_port):
+def test_centres_are_means_over_all_images(tmp_path, free_port):
+    """Of which one process has three, the other two."""
     on_two_processes(two_steps, free_port, tmp_path)
 
     centers = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     own = []
     for rank in range(2):  # what each process would have by itself
         model = still(build())
-        model.loss(*batch(seed=rank, ratios=(0.5, 0.0, 0.8)))
+        model.loss(*batch(seed=rank, ratios=((0.5, 0.0, 0.8), (0.5, 0.0))[rank]))
         own.append([model.head.center, model.head.patch_center])
     for kind in range(2):
         assert torch.equal(centers[0][kind], centers[1][kind])
-        expected = (own[0][kind] + own[1][kind]) / 2
+        expected = (3 * own[0][kind] + 2 * own[1][kind]) / 5
         torch.testing.assert_close(centers[0][kind], expected, rtol=1e-6, atol=1e-6)
         assert (own[0][kind] - own[1][kind]).abs().max() > 1e-3
 

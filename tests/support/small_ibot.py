@@ -35,8 +35,8 @@ def build(**changes):
 
 def batch(seed=0, ratios=(0.5, 0.0, 0.8)):
     generator = torch.Generator().manual_seed(seed)
-    crops = [torch.randn(IMAGES, 3, 32, 48, generator=generator) for _ in range(GLOBAL)]
-    crops += [torch.randn(IMAGES, 3, 16, 24, generator=generator) for _ in range(LOCAL)]
+    crops = [torch.randn(len(ratios), 3, 32, 48, generator=generator) for _ in range(GLOBAL)]
+    crops += [torch.randn(len(ratios), 3, 16, 24, generator=generator) for _ in range(LOCAL)]
     masks = [torch.rand(GLOBAL, *GRID, generator=generator) < ratio for ratio in ratios]
     return crops, [DataSample().set_mask(mask) for mask in masks]
 
