@@ -37,9 +37,8 @@ def check_number(name: str, value: Any, low: float = -LARGEST, high: float = LAR
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f'{name}={value!r} ({type(value).__name__}): expected a number')
-    if isinstance(value, float) and not math.isfinite(
-        value
-    ):  # whole numbers may be too large for it
+    # whole numbers may be too large for isfinite
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f'{name}={value} is not finite')
     if not low <= value <= high:
         raise ValueError(f'{name}={value}: must be between {low:g} and {high:g}')
