@@ -35,6 +35,8 @@ pretrain: $(environment) data/demo/done
 	prmim show $(CONFIG) $$(cat $(WORK)/last_checkpoint) data/demo/val/*/128_*.png \
 		--out $(WORK)/reconstruction.png --force
 
+# Two workers on two cores: more threads in each would only wait for one another.
+test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 test: $(environment)
 	python -m pytest -n 2
 
