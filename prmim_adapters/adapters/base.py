@@ -37,12 +37,14 @@ class Attachment:
         seams: what the adapter said of the model.
         originals: path to the framework's class of each module that changes.
         changed: path to the class that it has while tokens are thrown.
+        plain: whether it is plain partial reconstruction, which has no light stage at any ratio.
     """
 
     framework: str
     seams: Seams
     originals: Mapping[str, type]
     changed: Mapping[str, type]
+    plain: bool = False
 
 
 def attach(
@@ -92,6 +94,8 @@ def attach(
     check_number('max_masked_share', max_masked_share, 0.0, 1.0)
     check_flag('stop_gradient', stop_gradient)
     stages = list(aggregator) if isinstance(aggregator, (list, tuple)) else [aggregator]
+    stages = [stage for stage in stages if stage is not None]
+    plain = not stages
     if round(throw_ratio * seams.length) == 0:
         stages = []  # nothing to reconstruct: an aggregator would never be used
     partial = PartialReconstruction(
@@ -102,7 +106,6 @@ def attach(
             build_aggregator(stage, seams, model)
             for _ in range(seams.num_features)
             for stage in stages
-            if stage is not None
         ],
         num_features=seams.num_features,
         num_prefix=seams.num_prefix,
@@ -111,11 +114,12 @@ def attach(
         stop_gradient=stop_gradient,
         max_masked_share=float(max_masked_share),
     )
-    _check_loss(model, partial, seams)
+    if partial.num_thrown:
+        _check_loss(model, partial, seams)
     _check_sampler(partial, seams)
     originals = {path: type(model.get_submodule(path)) for path in changed}
     model.get_submodule(seams.host).partial = partial
-    model.__dict__[_STATE] = Attachment(framework, seams, originals, changed)
+    model.__dict__[_STATE] = Attachment(framework, seams, originals, changed, plain)
     if partial.num_thrown:
         _throw(model)
     return model
@@ -141,13 +145,15 @@ def set_throw_ratio(model: Model, throw_ratio: float) -> Model:
     """
     attachment, partial = attachment_of(model), partial_of(model)
     _check_ratio(throw_ratio, ADAPTERS.get(attachment.framework)(model))
-    if partial.num_thrown == 0 and not partial.aggregators and throw_ratio > 0:
+    if not partial.aggregators and not attachment.plain and throw_ratio > 0:
         raise ValueError(
             f'throw_ratio={throw_ratio}: the model was attached at throw_ratio=0 and has no light '
             'stage, whose parameters the optimizer must know: attach at the largest ratio of the '
             'schedule, then lower it with set_throw_ratio'
         )
     throws = round(throw_ratio * partial.grid[0] * partial.grid[1]) > 0
+    if throws:
+        _check_loss(model, partial, attachment.seams)
     changes = throws != (partial.num_thrown > 0)
     if changes:
         _restore(model)
@@ -261,7 +267,7 @@ def _find_adapter(model: nn.Module) -> tuple[str, Adapter]:
 
 def _check_loss(model: nn.Module, partial: PartialReconstruction, seams: Seams) -> None:
     """Weights of thrown tokens need a loss that is the model's."""
-    if partial.num_thrown and partial.changes_loss and not seams.owns_loss:
+    if partial.changes_loss and not seams.owns_loss:
         raise ValueError(
             f'the loss of {type(model).__name__} lies outside of the model and weighs every masked '
             'token: aggregator=None and thrown_weight are not supported; attach with an aggregator '
@@ -298,5 +304,5 @@ def _check_ratio(throw_ratio: float, seams: Seams) -> None:
             f'throw_ratio={throw_ratio} throws {thrown} of {length} tokens, but the model masks '
             f'{num_masked} of them (mask ratio {num_masked / length:.3g}): throw_ratio must be at '
             f'least 0 and below the mask ratio; the largest valid one is '
-            f'{(num_masked - 1) / length:.4f}'
+            f'{max(num_masked - 1, 0) / length:.4f}'
         )

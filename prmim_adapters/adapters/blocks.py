@@ -214,14 +214,25 @@ class Pass:
         return tuple(given[i] for i in range(len(args))), {key: given[key] for key in kwargs}
 
     def _gathered(self, value: Any) -> Any:
+        """(rows, ...) or (B, rows, ...) -> (B, prefix + V + K, ...)."""
         if isinstance(value, (tuple, list)):
             return type(value)(map(self._gathered, value))
         if not isinstance(value, Tensor):
             return value
-        present = self._present
-        if value.dim() == 2:  # the same for all images
-            return value[present]
-        return gather_tokens(value.flatten(2), present).unflatten(2, value.shape[2:])
+        present, rows = self._present, self.prefix + self.mask.shape[1]
+        shared = value.shape[:1] == (rows,)
+        own = value.shape[:2] in ((1, rows), (len(present), rows))
+        both = shared and own and value.dim() == 2
+        if both or not (shared or own):
+            remedy = 'it may be both: take another batch size' if both else 'check prefix and grid'
+            raise ValueError(
+                f'{self.declaration.framework}: per_token declares an argument of shape '
+                f'{tuple(value.shape)}: expected ({rows}, ...), the same for all images, or '
+                f'({len(present)}, {rows}, ...); {remedy}'
+            )
+        if own:
+            return value[torch.arange(len(value), device=value.device)[:, None], present]
+        return value[present]
 
 
 class _Followed:

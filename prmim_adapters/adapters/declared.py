@@ -54,7 +54,8 @@ class Declaration:
             many entries, if there is one. Without it plain partial reconstruction and
             ``thrown_weight`` are refused.
         per_token: names or places of further arguments of the blocks with a row for every token,
-            (rows, ...) or (B, rows, ...), such as rotary positions.
+            (rows, ...) or (B, rows, ...), such as rotary positions; the blocks get
+            (B, present rows, ...).
         per_image: the rows of masked tokens carry something of their image, such as its date. By
             default they are checked to be the same in all images, once: a wrong mask or order shows.
         meant: class -> whether this declaration is for it, where several frameworks have a class

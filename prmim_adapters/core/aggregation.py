@@ -34,7 +34,8 @@ class CrossAttention(nn.Module):
         width: channels C of the features.
         grid: (H, W) in tokens.
         inner: channels of queries, keys and values; C / 4 by default.
-        heads: attention heads; one per 32 inner channels by default.
+        heads: attention heads; by default one per 32 inner channels, or the next smaller number
+            that divides them.
         sources: 'present' attends to all present tokens, 'kept' to the kept masked ones only.
         neighbours: attend to this many nearest sources only; None = all.
         key_positions: add a projected position to the keys. Needed where the features carry no
@@ -56,7 +57,7 @@ class CrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         inner = max(width // 4, 1) if inner is None else check_whole('inner', inner, 1, 2**16)
-        heads = max(inner // 32, 1) if heads is None else check_whole('heads', heads, 1)
+        heads = _heads(inner) if heads is None else check_whole('heads', heads, 1)
         if inner % heads:
             raise ValueError(f'inner={inner} must be a multiple of heads={heads}')
         self.grid, self.heads = grid, heads
@@ -250,6 +251,11 @@ def nearest_sources(
 def at_thrown(queries: Tensor, partition: TokenPartition) -> Tensor:
     """Queries (L, C) or (B, T, C) -> (B, T, C)."""
     return table_rows(queries, partition.thrown) if queries.dim() == 2 else queries
+
+
+def _heads(inner: int) -> int:
+    """Heads of about 32 channels, all of one width."""
+    return next(heads for heads in range(max(inner // 32, 1), 0, -1) if inner % heads == 0)
 
 
 def _select(sources: str, features: Tensor, partition: TokenPartition) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ def farthest(
         (B, L) bool.
     """
     images, length = mask.shape
-    kept = torch.empty_like(mask, dtype=torch.int8)
+    kept = mask.new_empty(mask.shape, dtype=torch.int8)  # contiguous, whatever the mask is
     block = triton.next_power_of_2(length)
     with torch.cuda.device_of(mask):  # Triton launches on the current device
         _kernel[(images,)](

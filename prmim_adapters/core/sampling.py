@@ -146,7 +146,7 @@ def _(
 def _(
     mask: Tensor, start: Tensor, count: Tensor, noise: Tensor, grid: list[int], steps: int
 ) -> Tensor:
-    return torch.empty_like(mask)
+    return mask.new_empty(mask.shape)  # contiguous, whatever the mask is
 
 
 def _reference(

@@ -54,9 +54,12 @@ def paired_difference(
 def against_framework(difference: Difference, margin: float) -> str:
     """What the interval of (arm - framework) allows to say.
 
-    * lossless: the whole interval lies above ``-margin``;
-    * worse: the whole interval lies below 0;
-    * undecided: neither.
+    * better: the whole interval lies above 0;
+    * lossless: it lies above ``-margin``, or begins there, even if it lies below 0;
+    * worse: it lies below 0;
+    * undecided: none of these.
+
+    The first that applies. ``margin`` is in the unit of the difference, at least 0.
     """
     if difference.low > 0:
         return 'better'

@@ -50,6 +50,31 @@ class Told(Other):
         return block(x, self.shift, scales=(self.scale,))
 
 
+class ToldOtherwiseBlock(Block):
+    """With a shift (rows, 1, C), and scales (B, rows)."""
+
+    def forward(self, x, shift, scales):
+        return super().forward((x + shift.flatten(-2)) * scales[0][..., None])
+
+
+class ToldOtherwise(Told):
+    """The same arguments with other axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(ToldOtherwiseBlock() for _ in range(DEPTH))
+        self.shift = nn.Parameter(self.shift.detach()[:, None])
+        self.scale = nn.Parameter(self.scale.detach()[..., 0])
+
+
+class ToldOfPatches(Told):
+    """Without a row for the class token."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(LENGTH, WIDTH))
+
+
 @pytest.fixture
 def declared(monkeypatch):
     def make(ratio=THROWN / LENGTH, cls=Other, **changes):
@@ -66,9 +91,9 @@ def visible_for_masked(module, arguments):
     return ~prmim.masks.Restore()(module, arguments)
 
 
-def loss_of(model):
+def loss_of(model, images=IMAGES):
     seed_everything(model, 0)
-    return model(IMAGES)
+    return model(images)
 
 
 @pytest.mark.parametrize(
@@ -193,9 +218,10 @@ def test_blocks_that_are_not_iterated_over(declared, monkeypatch):
         loss_of(model)
 
 
-def test_arguments_with_a_row_for_every_token(declared):
+@pytest.mark.parametrize('cls', [Told, ToldOtherwise])
+def test_arguments_with_a_row_for_every_token(declared, cls):
     """Where tokens do not see each other, those that are not thrown are the framework's."""
-    model = declared(cls=Told, per_token=(0, 'scales'))
+    model = declared(cls=cls, per_token=(0, 'scales'))
     alone(lambda model: model.blocks, lambda block: block.attention.out_proj)(model)
     tokens, restore = model.encode(IMAGES)
     with recorded_partitions(model) as seen:
@@ -205,6 +231,18 @@ def test_arguments_with_a_row_for_every_token(declared):
     present = seen[0][1].present[..., None].expand(-1, -1, ours.shape[-1])
     torch.testing.assert_close(ours.gather(1, present), theirs.gather(1, present))
     assert not torch.allclose(ours, theirs)
+
+
+def test_arguments_with_other_rows(declared):
+    model = declared(cls=ToldOfPatches, per_token=(0, 'scales'))
+    with pytest.raises(
+        ValueError, match=rf'shape \({LENGTH}, .*\({1 + LENGTH}, ...\), the same for'
+    ):
+        loss_of(model)
+    model = declared(cls=Told, per_token=(0, 'scales'))
+    model.scale = nn.Parameter(torch.ones(1 + LENGTH, 1 + LENGTH))  # as many images as rows
+    with pytest.raises(ValueError, match='it may be both: take another batch size'):
+        loss_of(model, IMAGES[:1].repeat(1 + LENGTH, 1, 1, 1))
 
 
 def test_reentrant_checkpointing_would_lose_gradients(declared):

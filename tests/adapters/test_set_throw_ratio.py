@@ -3,6 +3,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from mmpretrain.models import MAE, MAEPretrainDecoder, MAEPretrainHead, MAEViT
 from users_mae import loss_of, mae
 
 import prmim_adapters as prmim
-from prmim_adapters.adapters import partial_of
+from prmim_adapters.adapters import ADAPTERS, partial_of
 
 
 def test_set_throw_ratio_is_attach_at_that_ratio():
@@ -62,9 +63,26 @@ def test_the_ratio_is_checked():
         prmim.set_throw_ratio(model, 0.6)
     with pytest.raises(ValueError, match=r'attached at throw_ratio=0 .*largest ratio'):
         prmim.set_throw_ratio(prmim.attach(mae(), 0), 0.25)
-    plain = prmim.attach(mae(), 0, aggregator=None)
-    with pytest.raises(ValueError, match='attached at throw_ratio=0'):
-        prmim.set_throw_ratio(plain, 0.25)
+
+
+@pytest.mark.parametrize('begin', [0, 0.5])
+def test_plain_partial_reconstruction_has_no_light_stage_to_lack(begin):
+    options = dict(sampler='random', aggregator=None)
+    model, expected = prmim.attach(mae(), begin, **options), prmim.attach(mae(), 0.25, **options)
+    prmim.set_throw_ratio(model, 0)
+    assert torch.equal(loss_of(model), loss_of(mae()))
+    prmim.set_throw_ratio(model, 0.25)
+    assert torch.equal(loss_of(model), loss_of(expected))
+
+
+def test_plain_partial_reconstruction_from_zero_wants_a_loss_of_the_model(monkeypatch):
+    adapter = ADAPTERS.get('mmpretrain.models.selfsup.mae.MAE')
+    outside = lambda model: replace(adapter(model), owns_loss=False)  # noqa: E731
+    monkeypatch.setitem(ADAPTERS._entries, 'mmpretrain.models.selfsup.mae.MAE', outside)
+    model = prmim.attach(mae(), 0, aggregator=None)
+    with pytest.raises(ValueError, match='aggregator=None and thrown_weight are not supported'):
+        prmim.set_throw_ratio(model, 0.25)
+    assert partial_of(model).throw_ratio == 0
 
 
 def test_a_class_changed_by_others_is_not_overwritten():

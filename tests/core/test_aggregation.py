@@ -145,6 +145,16 @@ def test_any_float_type(inputs, cls, dtype):
 
 
 @pytest.mark.parametrize(
+    ('width', 'heads'),
+    # 32 channels each; the next smaller divisor of 112, of 104, of 250; less than 32; a prime, 113
+    [(768, 6), (512, 4), (448, 2), (416, 2), (1000, 5), (6, 1), (452, 1)],
+)
+def test_default_heads_divide_the_inner_channels(width, heads):
+    module = CrossAttention(width=width, grid=GRID)
+    assert (module.query.out_features, module.heads) == (width // 4, heads)
+
+
+@pytest.mark.parametrize(
     ('cls', 'options', 'error', 'message'),
     [
         (CrossAttention, dict(inner=6, heads=4), ValueError, 'inner=6 must be a multiple of heads'),

@@ -31,6 +31,9 @@ for grid, images, levels in (((6, 6), 3, 3), ((5, 9), 2, 1 << BITS), ((1, 17), 2
         actual = farthest(mask, nearest, count, noise, grid[1], BITS)
         assert torch.equal(expected.sum(1), count[:, 0])
         assert torch.equal(actual, expected), (grid, levels)
+        transposed = mask.t().contiguous().t()  # the same mask, laid out image by image no more
+        actual = farthest(transposed, nearest, count, noise, grid[1], BITS)
+        assert torch.equal(actual, expected), 'transposed'
 print('equal')
 """
 

@@ -116,4 +116,6 @@ def test_unknown_seeds():
 def test_custom_operator_is_sound():
     mask = random_mask(2, 20, 15)
     count, noise = torch.full((2, 1), 5), torch.randint(1 << 20, mask.shape)
-    torch.library.opcheck(torch.ops.prmim_adapters.farthest, (mask, ~mask, count, noise, [4, 5], 5))
+    for given in (mask, mask.t().contiguous().t()):  # whatever its layout in memory
+        arguments = (given, ~given, count, noise, [4, 5], 5)
+        torch.library.opcheck(torch.ops.prmim_adapters.farthest, arguments)
