@@ -175,6 +175,22 @@ class DataOrder:
             dropped = 0 if getattr(self.loop, 'fast_forward_on_resume', False) else self.loop.iter
             self.loop.dataloader_iterator = EndlessBatches(self._endless(epoch, dropped))
 
+    def validates_now(self) -> bool:
+        """Whether a validation is due where the loop stands: its own rule, applied after a step.
+
+        A checkpoint is saved before it, so that a loop that begins there has it still to do.
+        """
+        loop, count = self.loop, self.loop.iter
+        if loop.runner.val_loop is None:
+            return False
+        loop._decide_current_val_interval()
+        end = loop.max_iters
+        if not self.by_iteration:
+            if count > loop.epoch * len(self.loader):  # in the middle of an epoch
+                return False
+            count, end = loop.epoch, loop.max_epochs
+        return count >= loop.val_begin and (count % loop.val_interval == 0 or count == end)
+
     def _endless(self, epoch: int, done: int) -> Iterator[Any]:
         """Batches of one pass after the other; nothing for those ``done``, which the loop drops."""
         yield from repeat(None, done)

@@ -28,6 +28,7 @@ class ResumableCheckpointHook(CheckpointHook):
     * ``resume=True`` takes the newest checkpoint that is whole, and names those that are not.
     * The random states of all processes and the order of the data are saved and restored, also in
       the middle of an epoch, with and without data workers.
+    * A validation that was to follow the checkpoint is done before training goes on.
 
     Validation leaves the random states as it finds them. Gradients that are being accumulated are
     not saved: let ``interval`` be a multiple of ``accumulative_counts``.
@@ -63,6 +64,8 @@ class ResumableCheckpointHook(CheckpointHook):
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids)  # one more while the newest is written
         self.data = DataOrder(runner)
         self._to_continue = runner.iter > 0
+        if self._to_continue and self.data.validates_now():
+            runner.val_loop.run()
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Go on where the checkpoint was made, if the run is a resumed one and begins."""

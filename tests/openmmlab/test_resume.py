@@ -12,6 +12,7 @@ from mmengine.runner import ValLoop
 from mmpretrain.registry import LOOPS
 
 from prmim_adapters.openmmlab.data_order import EndlessBatches
+from prmim_adapters.openmmlab.whole_files import damage
 
 
 def interrupted(kind, folder, iteration, **options):
@@ -73,6 +74,30 @@ def write_torn(folder, name, share=0.5):
     (folder / name).write_bytes(whole[: int(share * len(whole))])
 
 
+def test_every_changed_bit_is_damage_or_harmless(tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict={'weight': torch.zeros(8)}, meta=dict(epoch=1)), path)
+    whole = path.read_bytes()
+    assert damage(path) is None
+    draw, found = random.Random(0), 0
+    for place in draw.sample(range(8 * len(whole)), 600):
+        changed = bytearray(whole)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        reason = damage(path)  # whatever it is, it raises nothing
+        found += reason is not None
+        if reason is None:
+            assert torch.equal(torch.load(path)['state_dict']['weight'], torch.zeros(8))
+    assert found > 200
+
+
+def test_what_a_checkpoint_asks_for_is_no_damage(tmp_path):
+    """Its loading is refused by what it asks for, and nobody removes it as a torn one."""
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(mine=survivor.InterruptHook()), path)
+    assert damage(path) is None
+
+
 def test_a_damaged_checkpoint_is_skipped_by_name(tmp_path):
     interrupted('mae-mid-epoch', tmp_path, 11, checkpoint=dict(max_keep_ckpts=3))
     write_torn(tmp_path, 'iter_12.pth')
@@ -130,6 +155,16 @@ def test_the_number_of_processes_has_changed(tmp_path):
     assert 'the random states of 2 process(es), and this run 1; they draw anew' in log
 
 
+def validated_by(loop):
+    return dict(
+        val_dataloader=dict(
+            dataset=survivor.Drawn(0), batch_size=5, sampler=dict(type='DefaultSampler')
+        ),
+        val_cfg=dict(type=loop),
+        val_evaluator=dict(type='Accuracy'),
+    )
+
+
 @LOOPS.register_module()
 class DrawingValLoop(ValLoop):
     """A validation that uses up random numbers."""
@@ -141,15 +176,57 @@ class DrawingValLoop(ValLoop):
 
 
 def test_a_validation_after_the_checkpoint_does_not_change_that(tmp_path):
-    data = dict(dataset=survivor.Drawn(0), batch_size=5, sampler=dict(type='DefaultSampler'))
-    validation = dict(
-        val_dataloader=data,
-        val_cfg=dict(type='DrawingValLoop'),
-        val_evaluator=dict(type='Accuracy'),
-    )
+    validation = validated_by('DrawingValLoop')
     expected = trained('mae-by-epoch', tmp_path / 'whole', **validation)
     interrupted('mae-by-epoch', tmp_path / 'cut', 11, **validation)
     assert_same(trained('mae-by-epoch', tmp_path / 'cut', 10, **validation), expected)
+
+
+@LOOPS.register_module()
+class NotedValLoop(ValLoop):
+    """Notes where it runs, and is interrupted at one place."""
+
+    places: list[int] = []
+    ends_at = None
+
+    def run(self):
+        loop = self.runner.train_loop
+        place = loop.iter if loop.max_epochs == 1 else loop.epoch
+        if place == self.ends_at:
+            raise survivor.InterruptedRunError
+        self.places.append(place)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'interval', 'ends_at', 'expected'),
+    [
+        ('mae-by-epoch', 1, 2, [2, 3, 4]),
+        ('mae-by-epoch', 3, 4, [4]),
+        ('mae-by-epoch', 3, 3, [3, 4]),
+        ('mae-by-iteration', 6, 12, [12, 18, 20]),
+        ('mae-by-iteration', 30, 20, [20]),
+    ],
+)
+def test_a_validation_that_was_interrupted_is_done(
+    kind, interval, ends_at, expected, tmp_path, monkeypatch
+):
+    loop = dict(survivor.KINDS[kind][1], val_interval=interval)
+    validation = dict(validated_by('NotedValLoop'), train_cfg=loop)
+    monkeypatch.setattr(NotedValLoop, 'ends_at', ends_at)
+    with pytest.raises(survivor.InterruptedRunError):
+        survivor.build(kind, tmp_path, **validation).train()
+    monkeypatch.setattr(NotedValLoop, 'ends_at', None)
+    monkeypatch.setattr(NotedValLoop, 'places', [])
+    survivor.build(kind, tmp_path, **validation).train()
+    assert NotedValLoop.places == expected
+
+
+def test_no_validation_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
+    validation = validated_by('NotedValLoop')
+    interrupted('mae-mid-epoch', tmp_path, 7, **validation)  # iteration 6 is the newest saved
+    monkeypatch.setattr(NotedValLoop, 'places', [])
+    trained('mae-mid-epoch', tmp_path, 6, **validation)
+    assert NotedValLoop.places == [2, 3, 4]
 
 
 def test_the_loop_of_the_fork_drops_batches_by_a_call():
