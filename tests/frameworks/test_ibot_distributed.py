@@ -10,7 +10,7 @@ from mmengine.model import MMDistributedDataParallel
 from processes import on_two_processes
 from small_ibot import batch, build, still
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 
 def two_steps(rank, port, path):
@@ -72,6 +72,24 @@ def test_in_shards_of_a_module_around_it_the_teacher_would_stay(mesh):
         model.inner.move_teacher_first()
     with pytest.raises(RuntimeError, match='call fully_shard on the IBOT itself'):
         model.train()(*batch())
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('around', [False, True])
+def test_the_first_fsdp_is_refused(around, mesh):
+    model = build()
+    model = FullyShardedDataParallel(
+        Around(model) if around else model, device_id=torch.device('cpu'), use_orig_params=True
+    )
+    with pytest.raises(RuntimeError, match='not the first FSDP'):
+        model.train()(*batch()) if around else model.train()(*batch(), mode='loss')
+
+
+def test_a_student_alone_in_shards_is_refused(mesh):
+    model = build()
+    fully_shard(model.backbone, mesh=mesh)
+    with pytest.raises(RuntimeError, match='call fully_shard on the IBOT itself'):
+        model(*batch(), mode='loss')
 
 
 def test_in_shards_of_its_own_the_teacher_moves(mesh):

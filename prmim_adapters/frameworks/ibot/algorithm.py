@@ -91,12 +91,13 @@ class TeacherEMA(CosineEMA):
 
 
 def _in_shards(parameter: Any) -> bool:
-    return hasattr(parameter, 'to_local')
+    """By FSDP2, or by the first FSDP, which makes one parameter of many and marks them all."""
+    return hasattr(parameter, 'to_local') or hasattr(parameter, '_fsdp_flattened')
 
 
 def _local(parameter: Any) -> Tensor:
     """The values, or this process's shard of them."""
-    return (parameter.to_local() if _in_shards(parameter) else parameter).detach()
+    return (parameter.to_local() if hasattr(parameter, 'to_local') else parameter).detach()
 
 
 def _move_teacher(model: IBOT, *_: Any) -> None:
@@ -117,8 +118,8 @@ def _check_prototypes(neck: nn.Module, head: nn.Module) -> None:
 
 _SHARDED = (
     'IBOT in shards, where the update of its teacher would be lost: call fully_shard on the IBOT '
-    'itself, whatever module is around it, then its move_teacher_first(), and call the model rather '
-    'than its loss()'
+    'itself (not the first FSDP), whatever module is around it, then its move_teacher_first(), and '
+    'call the model rather than its loss()'
 )
 
 
@@ -243,7 +244,7 @@ class IBOT(BaseSelfSupervisor):
 
         Those are seen between passes only: for a pass they are gathered.
         """
-        in_shards = isinstance(self, FSDPModule) or any(map(_in_shards, self.teacher.parameters()))
+        in_shards = isinstance(self, FSDPModule) or any(map(_in_shards, self.parameters()))
         self._sharded = self._sharded or in_shards
         return self._sharded
 
