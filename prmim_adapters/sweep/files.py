@@ -38,6 +38,20 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def check_links(folder: Path) -> None:
+    """Refuse a link anywhere below a folder in which a run goes on.
+
+    Raises:
+        FileError: there is one; what is written to it would be written elsewhere.
+    """
+    for path in folder.rglob('*'):
+        if path.is_symlink():
+            raise FileError(
+                f'{path}: leads to {path.readlink()}; links below {folder} are not followed, so that '
+                'nothing outside is replaced'
+            )
+
+
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
     """The text of a file.
 
@@ -86,10 +100,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
         FileError: it is damaged.
     """
     try:
-        data = json.loads(read_text(path, 64 * MAX_BYTES))
+        text = read_text(path, 64 * MAX_BYTES)
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, RecursionError) as error:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:  # a ValueError: a number of thousands of digits
         raise FileError(f'{path}: is damaged, no JSON: {error}; delete it') from None
     if not isinstance(data, dict):
         raise FileError(f'{path}: is damaged, a {type(data).__name__} of JSON; delete it')

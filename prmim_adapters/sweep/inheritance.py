@@ -94,11 +94,20 @@ def _base_names(config: Path) -> list[str]:
 
 
 def _python_base(config: Path) -> Any:
-    """The value of ``_base_ = ...``; None if there is no such line."""
+    """The value of ``_base_ = ...``, or the files that are imported ``with read_base():``."""
+    files = []
     for line in ast.parse(read_text(config)).body:
         if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == '_base_':
             return ast.literal_eval(line.value)
-    return None
+        if isinstance(line, ast.With) and 'read_base' in ast.unparse(line.items[0].context_expr):
+            imports = [entry for entry in line.body if isinstance(entry, ast.ImportFrom)]
+            files += [_imported(i.level, i.module) for i in imports if i.level and i.module]
+    return files
+
+
+def _imported(level: int, module: str) -> str:
+    """The file of a relative import: ``..a.b`` is ``../a/b.py``."""
+    return '../' * (level - 1) + module.replace('.', '/') + '.py'
 
 
 def _yaml_base(config: Path) -> Any:

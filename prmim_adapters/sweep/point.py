@@ -107,12 +107,13 @@ class PointRun:
         begin = time.monotonic()
         settings = self.spec.settings(self.point)
         end_processes(self.folder)
-        if not (self.spec.resume and has_begun(self.folder)):
+        resumed = self.spec.resume and has_begun(self.folder)
+        if not resumed:
             shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / FAILURE).unlink(missing_ok=True)
         write_json(self.folder / SETTINGS, dict(settings=fingerprint(settings)))
         measurements = self._measure()
-        seconds = time.monotonic() - begin
+        seconds = None if resumed else time.monotonic() - begin
         result = assemble(self.point, settings, measurements, seconds, asdict(self.launch))
         write_json(self.folder / RESULT, result)
 

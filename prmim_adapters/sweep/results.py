@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..core.options import check_number
 from .files import FileError, read_json
 from .spec import Point
 
@@ -42,6 +43,12 @@ def fingerprint(settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _fingerprints(settings: dict[str, Any]) -> tuple[str, str]:
+    """What a result may have: the second was written before the transfers' files were looked at."""
+    before = {key: value for key, value in settings.items() if key != 'transfer_files'}
+    return fingerprint(settings), fingerprint(before)
+
+
 def result_of(point: Point, settings: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """The finished result of a point, None if there is none yet.
 
@@ -51,24 +58,26 @@ def result_of(point: Point, settings: dict[str, Any], folder: Path) -> dict[str,
     result = read_json(folder / RESULT)
     if result is not None:
         _check_result(result, folder / RESULT)
-    if result is not None and result['settings'] != fingerprint(settings):
+    if result is not None and result['settings'] not in _fingerprints(settings):
         raise _changed(folder, 'the result', point)
     return result
 
 
 def _check_result(result: dict[str, Any], path: Path) -> None:
-    """Refuse a result that lacks what reports read.
+    """Refuse a result that lacks what reports read, or has something else than finite numbers there.
 
     Raises:
         FileError: it does.
     """
     for part in ('accuracy', 'cost'):
         values = result.get(part)
-        numbers = isinstance(values, dict) and all(
-            isinstance(value, (int, float)) for value in values.values()
-        )
-        if not numbers:
+        if not isinstance(values, dict):
             raise FileError(f'{path}: is damaged, {part} holds no numbers; delete it')
+        for name, value in values.items():
+            try:
+                check_number(f'{part}.{name}', value)
+            except (TypeError, ValueError) as error:
+                raise FileError(f'{path}: is damaged, {error}; delete it') from None
     environment = result.get('environment')
     if not isinstance(environment, dict) or not {'gpu', 'processor'} <= environment.keys():
         raise FileError(f'{path}: is damaged, environment names no machine; delete it')
@@ -83,7 +92,7 @@ def check_resumable(point: Point, settings: dict[str, Any], folder: Path) -> Non
         ChangedSettingsError: it did.
     """
     begun = read_json(folder / SETTINGS) or {}
-    if has_begun(folder) and begun.get('settings') != fingerprint(settings):
+    if has_begun(folder) and begun.get('settings') not in _fingerprints(settings):
         raise _changed(folder, 'an unfinished run', point)
 
 
@@ -104,16 +113,20 @@ def assemble(
     point: Point,
     settings: dict[str, Any],
     measurements: dict[str, Any],
-    seconds: float,
+    seconds: float | None,
     launch: dict[str, Any],
 ) -> dict[str, Any]:
-    """A point's JSON: what was run, where, what it cost, what came out."""
+    """A point's JSON: what was run, where, what it cost, what came out.
+
+    ``seconds`` is None where the point was interrupted: nobody knows the time of what came before.
+    """
+    wall = {} if seconds is None else dict(wall_seconds=seconds)
     return dict(
         point=asdict(point),
         settings=fingerprint(settings),
         arm=settings['arm'],
         accuracy=measurements['accuracy'],
-        cost={**measurements['cost'], 'wall_seconds': seconds},
+        cost=measurements['cost'] | wall,
         launch=launch,
         environment=measurements['environment'],
     )

@@ -19,7 +19,7 @@ from .checking import check_arms, check_configs
 from .checking_evaluation import check_evaluation
 from .configs import write_base
 from .display import Display
-from .files import inside
+from .files import check_links, inside
 from .local import LocalEngine
 from .processes import ended_by_signals
 from .results import MEASUREMENTS, check_resumable, result_of
@@ -71,6 +71,7 @@ def run_sweep(
         points = spec.points()
         waiting = _unfinished(points, spec, out)
         for name, framework in spec.frameworks.items():
+            inside(out, f'{name}/base_source.py')  # of a pure-Python config
             write_base(inside(out, f'{name}/base.py'), framework, spec)
         with Display(len(points), len(points) - len(waiting), console) as display:
             return engine.run(waiting, spec, out, display)
@@ -85,6 +86,7 @@ def _unfinished(points: list[Point], spec: Spec, out: Path) -> list[Point]:
             waiting.append(point)
             if spec.resume:
                 check_resumable(point, settings, folder)
+                check_links(folder)
     return waiting
 
 

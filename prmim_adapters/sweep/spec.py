@@ -188,7 +188,7 @@ class Spec:
         """
         framework = self.frameworks[point.framework]
         source = self.folder / framework.config
-        settings = dict(
+        settings: dict[str, Any] = dict(
             framework=_set_values(framework),
             config=read_text(source) if source.is_file() else framework.config,
             arm=None if point.arm == FRAMEWORK_ARM else self.arms[point.arm],
@@ -199,7 +199,13 @@ class Spec:
             transfers={name: _set_values(transfer) for name, transfer in self.transfers.items()},
         )
         bases = local_bases(source)
-        return dict(settings, bases=bases) if bases else settings
+        transfers = [self.folder / transfer.config for transfer in self.transfers.values()]
+        files = [[read_text(t), *local_bases(t)] for t in transfers if t.is_file()]
+        if bases:
+            settings['bases'] = bases
+        if files:
+            settings['transfer_files'] = files
+        return settings
 
 
 def _set_values(part: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from prmim_adapters.commands.sweep import sweep
 from prmim_adapters.sweep import load_spec
+from prmim_adapters.sweep.files import FileError
 from prmim_adapters.sweep.processes import processes_of
 from prmim_adapters.sweep.results import (
     ChangedSettingsError,
@@ -67,6 +68,7 @@ def test_result_holds_accuracy_cost_and_environment(swept):
     assert own['cost']['training_gmacs'] > 2 * own['cost']['forward_gmacs']
     assert 0 < own['cost']['data_seconds'] < own['cost']['step_seconds']
     assert own['environment']['packages']['torch']
+    assert own['cost']['wall_seconds'] > own['cost']['step_seconds']
     assert not processes_of(out / 'mine' / 'near-0.25' / 'seed3')
 
 
@@ -122,6 +124,7 @@ def test_resume_keeps_the_measurements_of_a_finished_training(begun):
     result = read_json(folder / 'result.json')
     assert (result['cost']['forward_gmacs'], result['accuracy']['knn']) == (1.5, 90.0)
     assert not (folder / 'config.log').exists()
+    assert 'wall_seconds' not in result['cost']  # most of it was spent before
 
 
 @pytest.mark.parametrize('recorded', [dict(settings='0123456789abcdef'), None])
@@ -155,7 +158,12 @@ def test_any_exception_of_a_point_is_a_recorded_failure(begun):
         ('[' * 10**5, 'is damaged, no JSON'),
         ('[1]', 'is damaged, a list of JSON'),
         ('{}', 'is damaged, accuracy holds no numbers'),
-        ('{"accuracy": {"knn": "90"}}', 'is damaged, accuracy holds no numbers'),
+        ('{"accuracy": {"knn": "90"}}', "is damaged, accuracy.knn='90' (str)"),
+        ('{"accuracy": {"knn": NaN}}', 'is damaged, accuracy.knn=nan is not finite'),
+        ('{"accuracy": {"knn": 1e999}}', 'is damaged, accuracy.knn=inf is not finite'),
+        ('{"accuracy": {"knn": true}}', 'is damaged, accuracy.knn=True (bool)'),
+        ('{"accuracy": {"knn": 1' + '0' * 400 + '}}', 'is damaged, accuracy.knn=1000'),
+        ('{"accuracy": {"knn": 1' + '0' * 5000 + '}}', 'is damaged, no JSON'),
         ('{"accuracy": {}, "cost": {}, "environment": 3}', 'is damaged, environment names'),
         ('\xff', 'is no text in UTF-8'),
     ],
@@ -169,6 +177,22 @@ def test_a_damaged_result_is_named(begun, content, message):
         run = CliRunner().invoke(sweep, [str(file), '--out', str(folder.parents[2]), *flags])
         assert run.exit_code == 2
         assert f'{folder}/result.json: {message}' in run.output
+
+
+@pytest.mark.parametrize('where', ['config.py', 'config.log', 'train/epoch_1.pth', 'train'])
+def test_links_in_a_run_to_be_resumed_are_not_followed(begun, where):
+    """Its config, its log and its checkpoints are written over."""
+    spec, _, folder = begun
+    outside = folder.parents[3] / 'outside'
+    (folder / 'train').rename(outside)
+    (outside / 'mine.txt').write_text('mine')
+    if where != 'train':
+        shutil.copytree(outside, folder / 'train')
+    (folder / where).symlink_to(outside if where == 'train' else outside / 'mine.txt')
+    with pytest.raises(FileError, match=f'{where}: leads to .*so that nothing outside is replaced'):
+        run_sweep(spec, folder.parents[2])
+    assert (outside / 'mine.txt').read_text() == 'mine'
+    assert len(list(outside.iterdir())) == 2
 
 
 @pytest.mark.parametrize('where', ['framework', 'point', 'report'])

@@ -6,7 +6,12 @@ import pytest
 import yaml
 
 from prmim_adapters.sweep import SpecError, load_spec
-from prmim_adapters.sweep.results import fingerprint
+from prmim_adapters.sweep.results import (
+    ChangedSettingsError,
+    fingerprint,
+    result_of,
+    write_json,
+)
 from prmim_adapters.sweep.spec import Point, local_bases
 
 SPECS = sorted((Path(__file__).parents[2] / 'sweeps').glob('*.yaml'))
@@ -108,6 +113,38 @@ def test_local_base_files_of_a_config_are_part_of_the_identity(load, tmp_path):
     before = fingerprint(spec.settings(point))
     (tmp_path / 'common' / 'b.yaml').write_text('z: 2\n')
     assert fingerprint(spec.settings(point)) != before
+
+
+def test_bases_of_pure_python_configs_are_part_of_the_identity(tmp_path):
+    (tmp_path / 'configs').mkdir()
+    base, beside = tmp_path / 'common' / 'a.py', tmp_path / 'configs' / 'b.py'
+    base.parent.mkdir()
+    base.write_text('x = 1\n')
+    beside.write_text('y = 1\n')
+    config = tmp_path / 'configs' / 'mae.py'
+    config.write_text(
+        'from mmengine.config import read_base\n'
+        'with read_base():\n    from .b import *\n    from ..common.a import *\n'
+        '    from mmpretrain.configs._base_.default_runtime import *\n'
+    )
+    assert local_bases(config) == ['y = 1\n', 'x = 1\n']
+
+
+def test_files_of_the_transfers_are_part_of_the_identity(load, tmp_path):
+    (tmp_path / 'tune.py').write_text("_base_ = 'base.py'\nx = 1\n")
+    (tmp_path / 'base.py').write_text('y = 1\n')
+    spec, point = (
+        load(minimal(transfers=dict(tune=dict(config='tune.py')))),
+        Point('mae', 'plain', 0.5, 1),
+    )
+    result = dict(accuracy={}, cost={}, environment=dict(gpu='', processor=''))
+    before = {k: v for k, v in spec.settings(point).items() if k != 'transfer_files'}
+    for name, settings in (('new', spec.settings(point)), ('before', before)):
+        write_json(tmp_path / name / 'result.json', dict(result, settings=fingerprint(settings)))
+        assert result_of(point, spec.settings(point), tmp_path / name) is not None
+    (tmp_path / 'base.py').write_text('y = 2\n')
+    with pytest.raises(ChangedSettingsError):
+        result_of(point, spec.settings(point), tmp_path / 'new')
 
 
 @pytest.mark.parametrize('name', ['cifar10_simmim', 'cifar10_mff'])
