@@ -76,8 +76,8 @@ def attach(
         The same object. Its state dict has the framework's keys and the aggregator's.
 
     Raises:
-        TypeError: no adapter for this class, a framework whose methods take other arguments than
-            the adapter was written for, or a ratio that is not a number.
+        TypeError: no model, no adapter for its class, a framework whose methods take other
+            arguments than the adapter was written for, or an option of another type or unknown.
         ValueError: attached already, or a value out of range; the message says what is allowed.
         KeyError: unknown sampler or aggregator.
     """
@@ -93,8 +93,7 @@ def attach(
     check_number('thrown_weight', thrown_weight, 0.0, _LARGEST_WEIGHT)
     check_number('max_masked_share', max_masked_share, 0.0, 1.0)
     check_flag('stop_gradient', stop_gradient)
-    stages = list(aggregator) if isinstance(aggregator, (list, tuple)) else [aggregator]
-    stages = [stage for stage in stages if stage is not None]
+    stages = _stages(aggregator)
     plain = not stages
     if round(throw_ratio * seams.length) == 0:
         stages = []  # nothing to reconstruct: an aggregator would never be used
@@ -179,7 +178,17 @@ def detach(model: Model) -> Model:
 
 
 def is_attached(model: nn.Module) -> bool:
-    """Whether ``attach`` has been called on this model."""
+    """Whether ``attach`` has been called on this model.
+
+    Raises:
+        TypeError: no model.
+    """
+    if not isinstance(model, nn.Module):
+        found = model.__name__ if isinstance(model, type) else repr(model)
+        raise TypeError(
+            f'{found:.80} is a {type(model).__name__}, not a model: build it first, and give the '
+            'torch.nn.Module'
+        )
     return _STATE in model.__dict__
 
 
@@ -187,10 +196,15 @@ def attachment_of(model: nn.Module) -> Attachment:
     """The record that ``attach`` left.
 
     Raises:
+        TypeError: no model.
         ValueError: nothing is attached to ``model``.
     """
     if not is_attached(model):
-        raise ValueError(f'{type(model).__name__} has no partial reconstruction attached')
+        inside = _wrapped_at(model)
+        remedy = (
+            f'it wraps one: give its .{inside}' if inside else 'call prmim_adapters.attach first'
+        )
+        raise ValueError(f'{type(model).__name__} has no partial reconstruction attached; {remedy}')
     return model.__dict__[_STATE]
 
 
@@ -257,12 +271,34 @@ def _find_adapter(model: nn.Module) -> tuple[str, Adapter]:
         refusal = ADAPTERS.refusal(type(model))
         if refusal is not None:
             raise TypeError(f'no adapter for {found}: {refusal}')
-        wrapped = ' (attach before wrapping it)' if hasattr(model, 'module') else ''
+        wrapped = ' (attach before wrapping it)' if _wrapped_at(model) else ''
+        beside = ADAPTERS.of_package(found.partition('.')[0])
+        hint = f'In that package: {", ".join(beside)}. ' if beside else ''
         raise TypeError(
-            f'no adapter for {found}{wrapped}. Supported: {", ".join(ADAPTERS)}. For a framework '
-            "of your own: @ADAPTERS.register_module(framework='my_pkg.MyMIM')"
+            f'no adapter for {found}{wrapped}. {hint}`prmim list` shows all classes that have one. '
+            "For a framework of your own: @ADAPTERS.register_module(framework='my_pkg.MyMIM')"
         )
     return framework, ADAPTERS.get(framework)
+
+
+def _wrapped_at(model: nn.Module) -> str | None:
+    """Where a wrapper, as DistributedDataParallel or torch.compile, has the model itself."""
+    for name in ('module', '_orig_mod'):
+        if isinstance(getattr(model, name, None), nn.Module):
+            return name
+    return None
+
+
+def _stages(aggregator: Any) -> list[Any]:
+    """The light stages that ``aggregator`` names; none of plain partial reconstruction."""
+    if not isinstance(aggregator, (list, tuple)):
+        return [] if aggregator is None else [aggregator]
+    if not aggregator or any(stage is None for stage in aggregator):
+        raise ValueError(
+            f'aggregator={aggregator!r}: a list names one light stage or more; plain partial '
+            'reconstruction is aggregator=None, without a list'
+        )
+    return list(aggregator)
 
 
 def _check_loss(model: nn.Module, partial: PartialReconstruction, seams: Seams) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -53,8 +54,14 @@ class Registry:
             force: replace an entry of the same key.
 
         Raises:
+            TypeError: the decorator without parentheses, which would register nothing.
             KeyError: the key is taken and ``force`` is False.
         """
+        if name is not None and not isinstance(name, str):
+            raise TypeError(
+                f'{self.kind}: name={name!r} is no name: write @...register_module() with '
+                'parentheses, or register_module(module=...)'
+            )
 
         def register(target: T) -> T:
             key = name or framework or target.__name__  # type: ignore[attr-defined]
@@ -110,6 +117,7 @@ class Registry:
         entry = self.get(key)
         options = ', '.join(f'{k}={v!r}' for k, v in getattr(entry, 'keywords', {}).items())
         text = (inspect.getdoc(getattr(entry, 'func', entry)) or '').partition('\n')[0]
+        text = re.sub(r' \[\d+\]', '', text)  # references stand below the docstring
         return f'{text} ({options})' if options else text
 
 
@@ -128,6 +136,11 @@ class AdapterRegistry(Registry):
         """Why there is no adapter for this class; None if there is nothing against one."""
         names = (f'{cls.__module__}.{cls.__qualname__}' for cls in model_class.__mro__)
         return next((self._refusals[name] for name in names if name in self._refusals), None)
+
+    def of_package(self, package: str) -> list[str]:
+        """The classes of that top-level package that have an adapter, by name."""
+        keys = (key.partition(' (')[0] for key in self if key.partition('.')[0] == package)
+        return [key.rpartition('.')[2] for key in keys]
 
     def find(self, model_class: type) -> str | None:
         """The key of the nearest class in the MRO of ``model_class``; None if there is none.

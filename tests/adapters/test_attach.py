@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """attach / detach: errors for the user, options, the config type, a framework of the user's own."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,39 @@ def mae(**changes) -> nn.Module:
         (
             dict(sampler=dict(type='farthest', seed=1)),
             TypeError,
-            r"sampler 'farthest', called with \{'seed': 1\}: got an unexpected keyword argument",
+            r"'farthest' has no option 'seed'. Did you mean 'seeds'\? Its options are seeds$",
         ),
+        (
+            dict(sampler=dict(type='grid', step=2)),
+            TypeError,
+            r"sampler 'grid' has no option 'step'. It has none",
+        ),
+        (
+            dict(aggregator=dict(type='cross_attention', iner=64)),
+            TypeError,
+            r"'cross_attention' has no option 'iner'. Did you mean 'inner'\? Its options are inner, h",
+        ),
+        (
+            dict(aggregator=dict(type='distance', width=64)),
+            TypeError,
+            r"'distance' has no option 'width'. Its options are neighbours, sources",
+        ),
+        (
+            dict(aggregator=nn.Linear),
+            TypeError,
+            r"aggregator 'Linear' must take width, grid: missing a required argument: 'in_features'",
+        ),
+        (
+            dict(sampler=lambda mask, num_kept: mask),
+            TypeError,
+            r"sampler '<lambda>' must take mask, num_kept, grid, noise: too many positional",
+        ),
+        (
+            dict(aggregator=['nearest', None]),
+            ValueError,
+            r"aggregator=\['nearest', None\]: .* plain partial reconstruction is aggregator=None",
+        ),
+        (dict(aggregator=[]), ValueError, r'aggregator=\[\]: a list names one light stage or more'),
         (dict(thrown_weight=-1), ValueError, r'thrown_weight=-1: must be between 0 and 1000'),
         (dict(throw_ratio=10**400), ValueError, r'throw_ratio=10+: must be between 0 and 1'),
         (dict(stop_gradient='no'), TypeError, r"stop_gradient='no' \(str\): expected True"),
@@ -75,13 +107,39 @@ def test_largest_valid_ratio_works():
 
 
 def test_no_adapter():
-    with pytest.raises(TypeError, match=r'no adapter for torch.nn.*Linear.*Supported: mmpretrain'):
+    with pytest.raises(
+        TypeError, match=r'no adapter for torch.nn.*Linear\. `prmim list` shows all'
+    ):
         prmim.attach(nn.Linear(2, 2))
+    beside = r'no adapter for mmpretrain\.models.*MAEViT\. In that package: MAE, EVA, SimMIM,'
+    with pytest.raises(TypeError, match=beside) as raised:
+        prmim.attach(mae().backbone)
+    assert len(str(raised.value)) < 400
 
 
-def test_wrapped_model():
+@pytest.mark.parametrize(
+    ('found', 'said'),
+    [
+        ('facebook/vit-mae-base', "'facebook/vit-mae-base' is a str, not a model"),
+        (None, 'None is a NoneType, not a model'),
+        (nn.Linear, 'Linear is a type, not a model'),
+        (dict(type='MAE'), "{'type': 'MAE'} is a dict, not a model"),
+    ],
+)
+@pytest.mark.parametrize('function', [prmim.attach, prmim.detach, prmim.is_attached])
+def test_what_is_no_model(function, found, said):
+    with pytest.raises(TypeError, match=re.escape(said) + ': build it first'):
+        function(found)
+
+
+@pytest.mark.parametrize(
+    ('wrap', 'inside'), [(nn.DataParallel, 'module'), (torch.compile, '_orig_mod')]
+)
+def test_wrapped_model(wrap, inside):
     with pytest.raises(TypeError, match='attach before wrapping it'):
-        prmim.attach(nn.DataParallel(mae()))
+        prmim.attach(wrap(mae()))
+    with pytest.raises(ValueError, match=rf'it wraps one: give its \.{inside}'):
+        prmim.set_throw_ratio(wrap(prmim.attach(mae())), 0.25)
 
 
 def test_changed_decoder_is_named():
@@ -120,7 +178,7 @@ def test_grids_that_disagree():
 
 
 def test_detach_without_attach():
-    with pytest.raises(ValueError, match='MAE has no partial reconstruction attached'):
+    with pytest.raises(ValueError, match='MAE has no partial reconstruction attached; call prmim'):
         prmim.detach(mae())
 
 

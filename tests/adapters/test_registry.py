@@ -31,6 +31,15 @@ def test_taken_key():
     assert registry.get('a') is float
 
 
+def test_decorator_without_parentheses():
+    with pytest.raises(TypeError, match=r'write @\.\.\.register_module\(\) with parentheses'):
+        prmim.SAMPLERS.register_module(lambda mask, num_kept, grid, noise: mask)
+
+
+def test_summaries_have_no_marks_of_references():
+    assert '[' not in ''.join(map(prmim.SAMPLERS.summary, prmim.SAMPLERS))
+
+
 def test_unknown_key_lists_and_suggests():
     with pytest.raises(KeyError, match=r"unknown sampler 'fartest'.*'farthest'.*random, grid"):
         prmim.SAMPLERS.get('fartest')
