@@ -56,13 +56,12 @@ class RandomRatioMask(BaseTransform):
         mask_ratio: the ratios to choose from, in [0, 1]; 'random' masks ``int(ratio * h * w)``
             tokens, 'block' at most that many, and as many as its blocks fit.
         variance: largest deviation from each of them, one for all or one each.
-        shape: 'block', the blocks of BEiT [1], or 'random', independent tokens.
+        shape: 'block', the blocks of BEiT (arXiv 2106.08254, algorithm 1), or 'random',
+            independent tokens.
         aspect: smallest ratio of height to width of a block; the largest is its inverse.
 
     Raises:
         ValueError: a ratio leaves [0, 1], or an argument is not as above.
-
-    [1] Bao et al., BEiT, arXiv 2106.08254, algorithm 1.
     """
 
     def __init__(
