@@ -57,7 +57,9 @@ def command_help(name: str) -> str:
     command = cli.get_command(click.Context(cli), name)
     if command is None:
         raise ValueError(f'prmim has no command {name!r}')
-    parent = click.Context(cli, info_name='prmim', terminal_width=80)
+    parent = click.Context(
+        cli, info_name='prmim', terminal_width=80, **(cli.context_settings or {})
+    )
     context = click.Context(command, info_name=name, parent=parent, terminal_width=80)
     return f'```text\n{click.unstyle(command.get_help(context)).strip()}\n```\n'
 

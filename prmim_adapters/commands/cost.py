@@ -22,7 +22,7 @@ from ._source import chosen
 from ._terminal import print_tables, working
 
 
-@click.command('cost')
+@click.command('cost', short_help='What a training step costs, counted.')
 @click.argument('config')
 @throw_ratios
 @click.option('--batch-size', default=2, show_default=True, type=click.IntRange(min=2))

@@ -15,7 +15,7 @@ from ._options import formats
 from ._terminal import print_tables, working
 
 
-@click.command('list')
+@click.command('list', short_help='Frameworks, samplers, aggregators.')
 @formats
 def list_(as_json: bool, as_markdown: bool) -> None:
     """List frameworks, what thrown tokens skip and save in them, samplers, and aggregators.

@@ -12,7 +12,7 @@ from ..tables import Table
 from ._terminal import print_tables
 
 
-@click.command('patch')
+@click.command('patch', short_help='Insert the line into an original repository.')
 @click.argument('folder', type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option('--check', is_flag=True, help='Change nothing; say what would be done.')
 @click.option('--undo', is_flag=True, help='Take the lines out again.')

@@ -19,7 +19,11 @@ def _list_shims(context: click.Context, option: click.Parameter, wanted: bool) -
         context.exit()
 
 
-@click.command('run', context_settings=dict(allow_interspersed_args=False))
+@click.command(
+    'run',
+    short_help='Run an original script on a current stack.',
+    context_settings=dict(allow_interspersed_args=False),
+)
 @click.option('--without', multiple=True, metavar='SHIM', help='Leave out a shim; may be repeated.')
 @click.option(
     '--list-shims',

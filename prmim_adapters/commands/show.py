@@ -13,7 +13,7 @@ from ._options import check_checkpoint, check_output, check_picture, force_
 from ._terminal import say, working
 
 
-@click.command('show')
+@click.command('show', short_help='Pictures: masked, kept, thrown, rebuilt.')
 @click.argument('config')
 @click.argument('checkpoint')
 @click.argument('images', nargs=-1, required=True, type=click.Path(exists=True))
