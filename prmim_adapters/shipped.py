@@ -44,6 +44,7 @@ def find(name: str) -> Path:
             return path
     stems = [path.stem for path in known.values()]
     parts = [stem for stem in stems if wanted and wanted.lower() in stem]
+    parts.sort(key=lambda stem: not stem.startswith(wanted.lower()))
     alike = parts[:3] or difflib.get_close_matches(wanted.lower(), stems, n=3)
     hint = f'like it are {", ".join(alike)}' if alike else '`prmim configs` lists all'
     raise ValueError(f'prmim_adapters has no config {name}: {hint}')

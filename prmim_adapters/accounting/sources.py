@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..adapters import attach, attachment_of, detach, is_attached
@@ -36,6 +37,8 @@ _RETURNS = (
     'what the model returned'
 )
 
+_ELSE = '; for a model without a config: MODULE:FUNCTION, see --help'
+
 
 @dataclass(frozen=True)
 class ConfigSource:
@@ -52,7 +55,7 @@ class ConfigSource:
     @property
     def optimizer(self) -> dict | None:
         """mmengine config of the optimizer."""
-        optimizer = load_config(self.config).get('optim_wrapper', {}).get('optimizer')
+        optimizer = self._loaded().get('optim_wrapper', {}).get('optimizer')
         return optimizer and optimizer.to_dict()
 
     def images(self, batch_size: int) -> int:
@@ -61,7 +64,7 @@ class ConfigSource:
 
     def variants(self, ratios: Sequence[float] = ()) -> list[Variant]:
         """See :func:`.variants.build_variants`."""
-        return build_variants(load_config(self.config), ratios)
+        return build_variants(self._loaded(), ratios)
 
     def subjects(self, ratios: Sequence[float] = ()) -> list[Subject]:
         """The same models, to be built later."""
@@ -69,11 +72,17 @@ class ConfigSource:
 
     def batch(self, batch_size: int, model: nn.Module) -> Batch:
         """For the model, all of its images different."""
-        return make_batch(load_config(self.config), model, batch_size=batch_size)
+        return make_batch(self._loaded(), model, batch_size=batch_size)
 
     def large_batch(self, batch_size: int, model: nn.Module) -> Batch:
         """For the model; images may repeat."""
         return config_batch(self.config, batch_size, model)
+
+    def _loaded(self) -> Config:
+        try:
+            return load_config(self.config)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f'{error}{_ELSE}') from None
 
 
 @dataclass(frozen=True)
@@ -148,9 +157,10 @@ class FunctionSource:
             module = import_module(name)
         except ModuleNotFoundError as error:
             if error.name and (name == error.name or name.startswith(f'{error.name}.')):
+                file = f'; write {name[:-3]}:{attribute}' if name.endswith('.py') else ''
                 raise ValueError(
                     f'{self.function}: there is no module {error.name!r} in {Path.cwd()} nor '
-                    'among the installed ones'
+                    f'among the installed ones{file}'
                 ) from None
             raise
         found = getattr(module, attribute, None)
@@ -158,6 +168,18 @@ class FunctionSource:
             close = difflib.get_close_matches(attribute, list(vars(module)), n=1)
             hint = f'; did you mean {close[0]!r}?' if close else ''
             raise ValueError(f'{self.function}: {name} has no function {attribute!r}{hint}')
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(found).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            and parameter.name != 'batch_size'
+        ]
+        if needed:
+            raise TypeError(
+                f'{self.function} needs {", ".join(needed)}: it may take batch_size; give '
+                'everything else a default'
+            )
         return found
 
     def _made(self, batch_size: int = 2) -> tuple[nn.Module, Batch]:

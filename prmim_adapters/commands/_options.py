@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import Mistake
 
@@ -37,6 +38,23 @@ def formats(command: Callable[..., Any]) -> Callable[..., Any]:
 def written(name: str, help: str) -> Callable[..., Any]:
     """An option for a file to write."""
     return click.option(name, type=click.Path(dir_okay=False), metavar='FILE', help=help)
+
+
+def refuse_given(names: Iterable[str], why: str) -> None:
+    """Refuse options that stand on the command line and would not be looked at.
+
+    Args:
+        names: of parameters of the command that runs.
+        why: what is said after the option.
+
+    Raises:
+        click.UsageError: one is given.
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or '') is ParameterSource.COMMANDLINE
+        if option.name in names and given:
+            raise click.UsageError(f'{option.opts[0]} {why}')
 
 
 def check_output(out: str | None, inputs: Iterable[str], force: bool = False) -> None:

@@ -9,14 +9,22 @@ from functools import partial
 
 import click
 
-from ..errors import shown_without_traceback
+from ..errors import Mistake, shown_without_traceback
 from ..progress import step
-from ._options import check_output, force_, formats, throw_ratios, write_text, written
+from ._options import (
+    check_output,
+    force_,
+    formats,
+    refuse_given,
+    throw_ratios,
+    write_text,
+    written,
+)
 from ._source import chosen
 from ._terminal import print_tables, working
 
 
-@click.command('bench')
+@click.command('bench', short_help='What a training step costs, measured.')
 @click.argument('config')
 @throw_ratios
 @click.option('--batch-size', default=8, show_default=True, type=click.IntRange(min=1))
@@ -78,13 +86,22 @@ def bench(
     check_output(out, [config], force)
     if memory_limit and not largest_batch:
         raise click.UsageError('--memory-limit is for --largest-batch')
+    if largest_batch:
+        ignored = ('steps', 'warmup', 'threads', 'memory', 'data')
+        refuse_given(ignored, 'is for steps that are timed: not with --largest-batch')
     with shown_without_traceback(config), working(f'loading {config}', ticking=False):
+        import torch
+
         from ..accounting import bench as measuring
         from ..accounting.data import data_cost
         from ..accounting.largest import LargestReport, largest_batches
         from ..accounting.sources import ConfigSource
         from ..accounting.throughput import Timing
 
+        if device == 'cuda' and not torch.cuda.is_available():
+            raise Mistake(
+                '--device cuda: torch finds no CUDA device here; give cpu, or leave it out'
+            )
         timing = Timing(steps, warmup, precision, compiled, attention)
         source = chosen(config)
         if data and not isinstance(source, ConfigSource):

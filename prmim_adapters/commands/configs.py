@@ -10,11 +10,11 @@ import click
 
 from ..errors import shown_without_traceback
 from ..tables import Table
-from ._options import force_, formats
+from ._options import force_, formats, refuse_given
 from ._terminal import print_tables
 
 
-@click.command('configs')
+@click.command('configs', short_help='Configs that come along: list, copy.')
 @click.option('--copy', 'name', metavar='NAME', help='Copy this one, with what it inherits from.')
 @click.option(
     '--out', default='configs', show_default=True, type=click.Path(file_okay=False, path_type=Path),
@@ -39,6 +39,7 @@ def configs(name: str | None, out: Path, force: bool, as_json: bool, as_markdown
         else:
             click.echo('\n'.join(map(str, written)))
         return
+    refuse_given(('out', 'force'), 'is for --copy')
     found = shipped.configs()
     if as_json:
         entries = {key: dict(path=str(p), summary=shipped.summary(p)) for key, p in found.items()}

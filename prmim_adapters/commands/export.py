@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 from ..errors import shown_without_traceback
-from ._options import check_output, force_
+from ._options import check_output, force_, refuse_given
 from ._terminal import say, working
 
 
-@click.command('export')
+@click.command('export', short_help='Encoder for timm, transformers or mmpretrain.')
 @click.argument('checkpoint', type=click.Path(exists=True, dir_okay=False))
 @click.argument('out', type=click.Path())
 @click.option('--config', default=None, help='Training config; by default the one in CHECKPOINT.')
@@ -42,6 +42,8 @@ def export(
             f'OUT is {out!r}: give a .safetensors (timm) or .pth (mmpretrain), or a folder '
             '(transformers), whose name has no dot'
         )
+    if ending == '.pth':
+        refuse_given(('config', 'encoder'), f'is for an encoder: {out} takes all weights')
     inputs = [checkpoint, *([config] if config else [])]
     for path in [out, *([str(Path(out).with_suffix('.md'))] if ending == '.safetensors' else [])]:
         check_output(path, inputs, force)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..sweep.spec import Spec
 
 
-@click.command('sweep')
+@click.command('sweep', short_help='Train and compare a matrix of variants.')
 @click.argument('spec', type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     '--out',
@@ -96,6 +96,8 @@ def sweep(
     from ..sweep.slurm_queue import SlurmError
 
     failures: dict[str, str] = {}
+    if status and report_only:
+        raise click.UsageError('--status and --report-only exclude each other')
     if out is None:
         if not spec.stem.strip('.'):
             raise click.UsageError(f'{spec} names no folder for the results: give one by --out')

@@ -161,7 +161,11 @@ def _encoder_weights(content: Any, checkpoint: str | Path, encoder: str) -> dict
     # The light stage is the encoder's where that is the heavy network, and of no use without masks.
     weights = {k: v for k, v in weights.items() if not k.startswith('partial.aggregators.')}
     if not weights:
-        raise ValueError(f'{checkpoint} has no weights under {encoder!r}; name the encoder in it')
+        parts = sorted({name.partition('.')[0] for name in weights_of(content, checkpoint)})
+        raise ValueError(
+            f'{checkpoint} has no weights under {encoder!r}: name its encoder (--encoder); it has '
+            f'{", ".join(parts[:10])}'
+        )
     return weights
 
 

@@ -77,7 +77,7 @@ def weights_of(content: Any, path: str | Path) -> dict[str, Tensor]:
 def reason(error: BaseException) -> str:
     """The one line of an error of torch or pickle that says what is wrong with a file."""
     text = str(error)
-    refused = re.search(r'WeightsUnpickler error: *(.*)', text)
+    refused = re.search(r'WeightsUnpickler error:\s*(.*)', text)
     line = (refused.group(1) if refused else text.strip()).splitlines()[:1]
     short = re.sub(
         r' Please use `torch.*| was not an allowed global by default\.', '', *line or ['']

@@ -18,6 +18,8 @@ from mmpretrain import registry as registries
 from .. import shipped
 from ..errors import described, is_mistake
 
+_SUFFIXES = ('.py', '.yaml', '.yml', '.json')
+
 
 class ConfigError(ValueError):
     """A config that cannot be used; the message names the file, the fault and the remedy."""
@@ -59,7 +61,7 @@ def model_settings(config: Config) -> Any:
     if not isinstance(config.get('model'), dict):
         raise ConfigError(
             f'{named(config)} has no `model`: give a pre-training config, with '
-            '`model = dict(type=...)`, as configs/mmpretrain/mae_prmim_vitb.py'
+            '`model = dict(type=...)`; `prmim configs` lists some'
         )
     return config.model
 
@@ -108,6 +110,8 @@ def nearest(name: str, names: list[str]) -> str:
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(f'{path} is a folder: give a config file in it, NAME.py')
+    if path.is_file() and path.suffix not in _SUFFIXES:
+        raise ConfigError(f'{path} is no config: the name of one ends in {", ".join(_SUFFIXES)}')
     if not path.is_file():
         beside = [str(file) for file in path.parent.glob('*.py')] if path.parent.is_dir() else []
         raise FileNotFoundError(
@@ -126,9 +130,10 @@ def _in_package(package: str, inside: str) -> Path:
     """The file that mmengine's ``PACKAGE::PATH`` means. Nothing is installed, unlike there."""
     name = f'{package}::{inside}'
     if package not in MODULE2PACKAGE:
+        known = ['prmim_adapters', *MODULE2PACKAGE]
         raise ConfigError(
-            f'{name}: mmengine knows no package {package!r}'
-            f'{nearest(package, list(MODULE2PACKAGE)) or "."} Packages: {", ".join(MODULE2PACKAGE)}'
+            f'{name}: there is no package {package!r} of configs'
+            f'{nearest(package, known) or "."} Packages: {", ".join(known)}'
         )
     if not is_installed(MODULE2PACKAGE[package]):
         raise ConfigError(f'{name}: {package} is not installed: pip install {package}')
@@ -148,6 +153,12 @@ def _reason(error: Exception) -> str:
         return f'line {error.lineno}: {error.msg}'
     if isinstance(error, FileNotFoundError):
         return f'{error.filename or error}: no such file, which it inherits from or reads'
+    if isinstance(error, ImportError) and error.__cause__ is not None:  # mmengine's, with sys.path
+        first: BaseException = error.__cause__
+        text = str(first)
+        while first.__context__ is not None:
+            first = first.__context__
+        return f'custom_imports: {text}: {first}; install it, or put its folder on PYTHONPATH'
     if type(error) is RuntimeError and not error.args:  # of mmengine's stand-ins for imported names
         return 'it calls what it imports, as NAME(...), which is dict(type=NAME, ...) in a config'
     return described(error)

@@ -78,7 +78,7 @@ def _separated(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     outer = ('type', '_scope_', 'framework', 'data_preprocessor', 'with_cp')
     settings = {k: v for k, v in config.model.items() if k not in outer}
     with scope_of(config):
-        return separate(config.model.framework, settings)
+        return separate(config.model.get('framework'), settings)
 
 
 def preprocessor_settings(config: Config) -> dict[str, Any]:

@@ -24,7 +24,7 @@ OPTIONS = tuple(inspect.signature(attach).parameters)[1:]
 
 @MODELS.register_module()
 def PRMIM(  # noqa: N802 (what configs call it; in a pure-Python config the object itself)
-    framework: dict[str, Any],
+    framework: dict[str, Any] | None = None,
     data_preprocessor: dict[str, Any] | None = None,
     with_cp: bool = False,
     **settings: Any,
@@ -32,7 +32,7 @@ def PRMIM(  # noqa: N802 (what configs call it; in a pure-Python config the obje
     """Build ``framework`` and attach.
 
     Args:
-        framework: model config of any MIM algorithm with an adapter.
+        framework: needed: model config of any MIM algorithm with an adapter.
         data_preprocessor: put here by the Runner; handed on, unless ``framework`` has its own.
         with_cp: activation checkpointing of the heavy network: its blocks keep their inputs only,
             and are computed again in backward.
@@ -59,18 +59,19 @@ def PRMIM(  # noqa: N802 (what configs call it; in a pure-Python config the obje
 
 
 def separate(
-    framework: dict[str, Any], settings: dict[str, Any]
+    framework: dict[str, Any] | None, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The framework's config with its own settings merged into it, and the options of ``attach``.
 
     Raises:
-        TypeError: ``framework`` is no config, or a setting is of neither; says where settings of
-            the framework live.
+        TypeError: ``framework`` is no config, or a setting is of neither; says which part of the
+            framework has one of that name.
     """
     if not isinstance(framework, dict):
         raise TypeError(
             f'PRMIM: framework={framework!r}: expected the model config of a framework, '
-            'dict(type=..., backbone=..., ...)'
+            "dict(type=..., backbone=..., ...), or that of the base: dict(_delete_=True, type='PRMIM', "
+            'framework={{_base_.model}}, ...)'
         )
     options = {name: _imported(value) for name, value in settings.items() if name in OPTIONS}
     others = {name: value for name, value in settings.items() if name not in OPTIONS}
@@ -79,12 +80,19 @@ def separate(
     allowed = {*framework, *_parameters(resolved(framework, MODELS))}
     unknown = sorted(others.keys() - allowed)
     if unknown:
+        name = unknown[0]
+        parts = [part for part, inside in framework.items() if _takes(inside, name)]
+        hint = f' Did you mean model.{parts[0]}.{name}?' if parts else ''
         raise TypeError(
-            f'PRMIM: unknown setting {unknown[0]!r}. Its own are {", ".join(OPTIONS)}; those of '
-            f'the framework live under model.framework: --cfg-options '
-            f'model.framework.{unknown[0]}=... ({", ".join(sorted(allowed - {"type"}))})'
+            f'PRMIM: unknown setting {name!r}.{hint} Its own are {", ".join(OPTIONS)}; those of '
+            f'the framework are {", ".join(sorted(allowed - {"type", "_scope_"}))}'
         )
     return overridden(framework, others), options
+
+
+def _takes(part: Any, name: str) -> bool:
+    """Whether a part of the framework, given by its config, has a setting of that name."""
+    return isinstance(part, dict) and name in {*part, *_parameters(resolved(part, MODELS))}
 
 
 def overridden(framework: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,9 @@ def apply(folder: Path, repository: Repository) -> None:
         PatchError: they are there already, or as :func:`is_patched`.
     """
     if is_patched(folder, repository):
-        raise PatchError(f'{folder / repository.script} is patched already')
+        raise PatchError(
+            f'{folder / repository.script} is patched already; --undo takes the lines out'
+        )
     script = folder / repository.script
     lines = script.read_bytes().splitlines(keepends=True)
     for after, line in reversed(repository.insertions):

@@ -205,10 +205,13 @@ def test_a_setting_that_replaces_a_name_does_so_each_time_the_model_is_built(con
 def test_a_setting_of_nobody_says_where_the_frameworks_live(config):
     settings = config('PRMIM', maskratio=0.5)
     message = (
-        r"unknown setting 'maskratio'\. Its own are throw_ratio, sampler, .*those of the framework "
-        r'live under model\.framework: --cfg-options model\.framework\.maskratio=\.\.\. \(backbone'
+        r"unknown setting 'maskratio'\. Its own are throw_ratio, sampler, .*; those of the framework "
+        r'are backbone, data_preprocessor, head, init_cfg, neck, '
     )
     with pytest.raises(TypeError, match=message):
+        build_model(settings)
+    settings = config('PRMIM', mask_ratio=0.5)
+    with pytest.raises(TypeError, match=r'Did you mean model\.backbone\.mask_ratio\?'):
         build_model(settings)
 
 
