@@ -318,16 +318,16 @@ def _check_sampler(partial: PartialReconstruction, seams: Seams) -> None:
         return
     generator = torch.Generator().manual_seed(0)
     order = torch.rand(2, seams.length, generator=generator).argsort(dim=1)
-    mask = order < masked
-    num_kept = masked - partial.num_thrown
+    counts = torch.tensor([masked, seams.length if seams.ragged else masked])
+    mask, asked = order < counts[:, None], counts - partial.num_thrown
     noise = torch.randint(2**20, mask.shape, generator=generator)
-    kept = partial.sampler(mask, num_kept, seams.grid, noise)
+    kept = partial.sampler(mask, asked if seams.ragged else int(asked[0]), seams.grid, noise)
     found = kept.sum(dim=1).tolist()
-    if kept.dtype != torch.bool or (kept & ~mask).any() or found != [num_kept] * 2:
+    if kept.dtype != torch.bool or (kept & ~mask).any() or found != asked.tolist():
         raise ValueError(
-            f'sampler {partial.sampler}: asked for {num_kept} of {masked} masked tokens, it '
-            f'returned {kept.dtype} with {found} kept: it must return a bool subset of the mask '
-            f'with exactly that many'
+            f'sampler {partial.sampler}: asked for {asked.tolist()} of {counts.tolist()} masked '
+            f'tokens, it returned {kept.dtype} with {found} kept: it must return a bool subset of '
+            'the mask with exactly that many'
         )
 
 

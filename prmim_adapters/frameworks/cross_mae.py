@@ -25,6 +25,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ..core import gather_tokens, table_rows
+from ..core.options import check_number
 from .pretrained import loaded_last
 
 
@@ -131,12 +132,22 @@ class CrossMAE(MAE):
         predict_ratio: predicted patches / all patches, chosen at random among the masked ones; at
             most the mask ratio.
         **options: those of ``MAE``.
+
+    Raises:
+        ValueError: ``predict_ratio`` predicts no patch, or more than are masked.
     """
 
     def __init__(self, *args: Any, predict_ratio: float = 0.25, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.predict_ratio = predict_ratio
+        self.predict_ratio = check_number('predict_ratio', predict_ratio, 0, 1)
         self.neck.lay_out(self.backbone.patch_resolution)
+        length, mask_ratio = len(self.neck.positions), self.backbone.mask_ratio
+        predicted, masked = round(predict_ratio * length), length - int(length * (1 - mask_ratio))
+        if not 0 < predicted <= masked:
+            raise ValueError(
+                f'predict_ratio={predict_ratio} predicts {predicted} of {length} patches, of which '
+                f'{masked} are masked: it must be above 0 and at most the mask ratio, {mask_ratio}'
+            )
 
     def loss(self, inputs: Tensor, data_samples: list | None, **kwargs: Any) -> dict[str, Tensor]:
         """Images (B, 3, H, W) -> mean loss of the predicted patches, ``dict(loss=...)``."""

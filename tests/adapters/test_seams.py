@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What attach checks before it changes anything, where a user's class meets a seam, the one slot."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from torch import nn
 from users_mae import mae
 
 import prmim_adapters as prmim
 from prmim_adapters.adapters import ADAPTERS
+from prmim_adapters.core import sampling
 
 
 class Small(nn.Module):
@@ -61,7 +65,26 @@ def test_a_faulty_sampler_shows_at_attach(monkeypatch):
     from prmim_adapters.adapters import SAMPLERS
 
     monkeypatch.setitem(SAMPLERS._entries, 'all', lambda mask, num_kept, grid, noise: mask)
-    with pytest.raises(ValueError, match=r'asked for 4 of 12 masked tokens.*\[12, 12\] kept'):
+    with pytest.raises(
+        ValueError, match=r'asked for \[4, 4\] of \[12, 12\] masked tokens.*\[12, 12\] kept'
+    ):
         prmim.attach(mae(), sampler='all')
     with pytest.raises(ValueError, match="seeds='bogus'"):
         prmim.attach(mae(), sampler=dict(type='farthest', seeds='bogus'))
+
+
+def test_samplers_are_tried_with_ragged_masks_where_the_framework_has_them(monkeypatch):
+    """One that keeps equally many in every image would fail at some step, or train on others."""
+
+    def as_many_as_the_first(mask, num_kept, grid, noise):
+        count = int(num_kept[0]) if isinstance(num_kept, torch.Tensor) else num_kept
+        return sampling.random(mask, count, grid, noise)
+
+    prmim.attach(mae(), sampler=as_many_as_the_first)
+    ragged = lambda model: replace(mae_adapter(model), num_masked=None, ragged=True)  # noqa: E731
+    mae_adapter = ADAPTERS.get('mmpretrain.models.selfsup.mae.MAE')
+    monkeypatch.setitem(ADAPTERS._entries, 'mmpretrain.models.selfsup.mae.MAE', ragged)
+    with pytest.raises(ValueError, match=r'asked for \[4, 8\] of \[12, 16\] .*\[4, 4\] kept'):
+        prmim.attach(mae(), sampler=as_many_as_the_first)
+    for name in prmim.SAMPLERS:
+        prmim.attach(mae(), sampler=name)

@@ -241,6 +241,9 @@ def test_the_cross_attention_decoder_has_the_positions_of_the_grid():
         assert model.loss(images, None)['loss'].isfinite()
     with pytest.raises(ValueError, match=r'neck\.num_patches=16, .* 2x4 = 8 patches: set neck'):
         build((32, 64), 8, type='CrossMAE', neck=dict(neck, num_patches=16))
+    for ratio in (0.0, 0.9):  # no loss; more than are masked
+        with pytest.raises(ValueError, match=rf'predict_ratio={ratio} .* of 16 .* 12 are masked'):
+            build(64, 16, type='CrossMAE', neck=dict(neck, num_patches=16), predict_ratio=ratio)
 
 
 @pytest.mark.parametrize(
