@@ -132,7 +132,8 @@ class ThrowRatioHook(Hook):
         if self.kind == 'constant':
             return self.start
         share = 0.5 if self.kind == 'cosine' else self.at
-        return (average - share * self.start) / (1 - share)
+        end = (average - share * self.start) / (1 - share)
+        return 0.0 if abs(end) < _TINY else end  # 0 may come out a little below
 
     def before_train(self, runner: Runner) -> None:
         """Check every ratio, before the first step."""
@@ -155,6 +156,7 @@ class ThrowRatioHook(Hook):
 
 
 _ENOUGH = 1000  # steps in which a schedule takes all of its values
+_TINY = 1e-9
 
 
 def ratio_hook(hooks: Iterable[Any]) -> ThrowRatioHook | None:

@@ -117,6 +117,17 @@ def test_without_an_end_the_average_is_the_models_ratio(options, end):
     assert partial_of(model).throw_ratio == 0.5
 
 
+def test_an_end_of_zero_is_not_refused_for_its_rounding():
+    """(0.3 - 0.75 * 0.4) / 0.25 is a little below 0; plain partial reconstruction ends there too."""
+    from mmpretrain.registry import MODELS
+
+    for options in ({}, dict(sampler='random', aggregator=None)):
+        model = attach(MODELS.build(MODEL['framework']), 0.3, **options)
+        schedule = ThrowRatioHook(schedule='step', start=0.4, at=0.75).schedule_of(model)
+        assert schedule.shares(8) == {0.4: 0.75, 0.0: 0.25}
+        assert partial_of(model).throw_ratio == 0.3
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
