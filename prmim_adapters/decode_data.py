@@ -18,6 +18,7 @@ from mmpretrain.datasets import PackInputs
 from mmpretrain.registry import DATASETS, TRANSFORMS
 from torch.utils.data import DataLoader
 
+from .errors import described, is_mistake
 from .openmmlab.decoded import labels_of
 from .openmmlab.models import load_config, scope_of
 from .openmmlab.types import is_a
@@ -84,13 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--workers', type=int, default=4, help='processes that decode')
     parser.add_argument('--force', action='store_true', help='replace the file')
     options = parser.parse_args(arguments)
-    config = load_config(options.config)
     try:
+        config = load_config(options.config)
         with scope_of(config):
             dataset = unpacked(config.train_dataloader.dataset)
             count = decode(dataset, options.file, options.workers, options.force)
-    except (OSError, ValueError, KeyError) as error:
-        parser.exit(1, f'Error: {error}\n')
+    except Exception as error:
+        parser.exit(2 if is_mistake(error) else 1, f'Error: {described(error)}\n')
     print(f'{count} images in {options.file}')
 
 

@@ -82,7 +82,8 @@ class ConfigSource:
         try:
             return load_config(self.config)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f'{error}{_ELSE}') from None
+            text = str(error)
+            raise FileNotFoundError(text if text.endswith('?') else text + _ELSE) from None
 
 
 @dataclass(frozen=True)

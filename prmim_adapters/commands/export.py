@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prmim export CKPT OUT``: the encoder for timm or transformers, or bare weights for mmpretrain."""
+"""``prmim export CHECKPOINT OUT``: what timm, transformers or mmpretrain take of a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prmim patch REPO_DIR``: the lines that an original repository's training script gains."""
+"""``prmim patch FOLDER``: the lines that an original repository's training script gains."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``prmim show CONFIG CKPT IMAGES...``: pictures of what a model kept, threw and rebuilt."""
+"""``prmim show CONFIG CHECKPOINT IMAGES...``: pictures of what a model kept, threw and rebuilt."""
 
 from __future__ import annotations
 

@@ -45,7 +45,13 @@ class DecodedImages(Dataset):
                 f'prmim_adapters.decode_data CONFIG {file}'
             )
         # Copy on write, as torch wants memory that it may write to.
-        pixels = np.load(path, mmap_mode='c')
+        try:
+            pixels = np.load(path, mmap_mode='c')
+        except ValueError:  # numpy's advice is to run what the file holds
+            raise ValueError(
+                f'{file} cannot be read as a .npy file of numbers; it is written by python -m '
+                'prmim_adapters.decode_data CONFIG FILE.npy'
+            ) from None
         labels = np.load(beside) if beside.is_file() else None
         if (
             pixels.dtype != np.uint8

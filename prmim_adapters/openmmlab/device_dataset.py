@@ -52,6 +52,7 @@ class DeviceAugment(SelfSupDataPreprocessor):
         **options: those of ``SelfSupDataPreprocessor``.
 
     Raises:
+        TypeError: ``augment`` is no list.
         ValueError: the classifier asks for Mixup, CutMix or the like.
     """
 
@@ -67,6 +68,8 @@ class DeviceAugment(SelfSupDataPreprocessor):
                 f'DeviceAugment cannot mix images: found train_cfg={batch_augments!r} of the '
                 'classifier; remove it, or use ClsDataPreprocessor'
             )
+        if not isinstance(augment, (list, tuple)):
+            raise TypeError(f'DeviceAugment: augment={augment!r}: expected a list of configs')
         super().__init__(**options)
         self.augment = nn.Sequential(*[_build_augmentation(config) for config in augment])
         self.mask_generator = mask_generator and TRANSFORMS.build(mask_generator)

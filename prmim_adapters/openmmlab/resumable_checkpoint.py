@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,21 @@ class ResumableCheckpointHook(CheckpointHook):
     In a config, with the arguments of ``CheckpointHook``::
 
         default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))
+
+    Raises:
+        TypeError: an option that ``CheckpointHook`` does not have.
     """
 
     keep_ckpt_ids: deque[int]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        if self.args:  # mmengine would find out at the first checkpoint
+            known = list(inspect.signature(CheckpointHook).parameters)[:-1]
+            raise TypeError(
+                f'ResumableCheckpointHook has no option {next(iter(self.args))!r}. Its options are '
+                f'{", ".join(known)}'
+            )
         self._saved: dict[str, Any] | None = None
         self._to_continue = False
         self._before_val: dict[str, Any] | None = None

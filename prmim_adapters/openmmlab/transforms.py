@@ -78,7 +78,7 @@ class RandomRatioMask(BaseTransform):
             variance = [variance] * len(ratios)
         if len(variance) != len(ratios):
             raise ValueError(
-                f'{len(variance)} variances for {len(ratios)} mask ratios: give one for all or '
+                f'variance={tuple(variance)} for mask_ratio={tuple(ratios)}: give one for all, or '
                 'one each'
             )
         for ratio, deviation in zip(ratios, variance, strict=True):

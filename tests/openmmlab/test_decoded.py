@@ -91,6 +91,10 @@ def test_errors(folder, tmp_path):
     assert not file.exists()
     with pytest.raises(FileNotFoundError, match=r'decode_data CONFIG .*npy'):
         DecodedImages(str(file))
+    file.write_bytes(b'no array')
+    with pytest.raises(ValueError, match=r'cannot be read as a \.npy file .* it is written by'):
+        DecodedImages(str(file))
+    file.unlink()
     decode(images(folder, *SQUARE), file)
     with pytest.raises(FileExistsError, match='--force'):
         decode(images(folder, *SQUARE), file)
@@ -110,9 +114,12 @@ def test_the_command_decodes_the_training_set_of_a_config(folder, tmp_path, caps
     command = [sys.executable, '-m', 'prmim_adapters.decode_data', str(config), file]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.endswith(f'7 images in {file}\n'), done.stderr
-    with pytest.raises(SystemExit):
-        main([str(config), file])
-    assert '--force to replace it' in capsys.readouterr().err
+    for wrong, said in ((str(config), '--force to replace it'), ('gone.py', 'no such config')):
+        with pytest.raises(SystemExit) as ended:
+            main([wrong, file])
+        error = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert error.startswith('Error: ') and error.count('\n') == 1 and said in error
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,8 @@ def test_different_sizes_are_refused(folder):
 
 
 def test_unknown_names_are_refused():
+    with pytest.raises(TypeError, match=r"augment=\{'type': .*: expected a list of configs"):
+        MODELS.build(dict(type='mmpretrain.DeviceAugment', augment=dict(type='BatchRandomCrop')))
     with pytest.raises(ValueError, match="augmentation 'Sharpen2'"):
         MODELS.build(dict(type='mmpretrain.DeviceAugment', augment=[dict(type='Sharpen2')]))
     with pytest.raises(

@@ -12,6 +12,7 @@ from mmengine.runner import ValLoop
 from mmpretrain.registry import LOOPS
 
 from prmim_adapters.openmmlab.data_order import EndlessBatches
+from prmim_adapters.openmmlab.resumable_checkpoint import ResumableCheckpointHook
 from prmim_adapters.openmmlab.whole_files import damage
 
 
@@ -120,6 +121,13 @@ def test_without_any_whole_checkpoint_nothing_is_trained_over_them(tmp_path):
         ValueError, match=r'every checkpoint in .* is damaged: iter_3\.pth \(.*Remove'
     ):
         trained('mae-mid-epoch', tmp_path)
+
+
+def test_an_unknown_option_is_refused_before_training():
+    with pytest.raises(
+        TypeError, match=r"no option 'inteval'\. Its options are interval, by_epoch"
+    ):
+        ResumableCheckpointHook(inteval=1)
 
 
 def test_the_old_checkpoint_is_there_until_the_new_one_is(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ FOREIGN = (
     "No such file or directory: 'data/imagenet/train'",
     "No module named 'pkg_resources'",
     'AmpOptimizerWrapper is only available …',
+    'Failed to import custom modules from …',
     'Weights only load failed',
     'loaded state dict has a different number of parameter groups',
     'UndercountError',
