@@ -124,14 +124,19 @@ def _check_sizes(name: str, seams: Seams) -> None:
 def _changed_class(name: str, seams: Seams, model: nn.Module, path: str) -> type:
     """The class that the module at ``path`` becomes."""
     try:
-        found = type(model.get_submodule(path))
+        module = model.get_submodule(path)
     except AttributeError as error:
         raise TypeError(
             f'adapter {name}: {type(model).__name__} has no module {path!r} ({error})'
         ) from None
+    found, place = type(module), f'{type(model).__name__}.{path}' if path else 'the model'
+    if hasattr(module, 'partial'):
+        raise ValueError(
+            f"{place} has an attribute 'partial', which is the name of the light stage there: "
+            'rename yours, or detach where it was attached'
+        )
     base = next((cls for cls in found.__mro__ if cls in seams.classes), None)
     if base is None:
-        place = f'{type(model).__name__}.{path}' if path else 'the model'
         raise TypeError(
             f'{place} is a {_full_name(found)}: the adapter {name} attaches to '
             f'{", ".join(map(_full_name, seams.classes))} and their subclasses. Register an '

@@ -165,16 +165,19 @@ def losses_by_role(
         model: attached, and predicts pixels.
         partition: of a pass; with the others what :func:`recorded` notes.
         pred: rows of the supervised tokens, kept ones first: (B, n, D), or a column of
-            patches (B, C, n * s, s).
+            patches (B, C, n * s, s); or rows of all tokens in grid order, (B, L, D).
         target: the same of the images.
-        mask: (B, n), or (B, 1, n * s, s).
+        mask: (B, n), (B, 1, n * s, s) or (B, L).
 
     Returns:
         ``loss_kept``, and ``loss_thrown`` where thrown tokens are supervised; means over tokens.
     """
     module, dim = _loss_module(model), mask.dim() // 2
     assert module is not None, 'only of models whose pixels were recorded'
-    tokens = partial_of(model).supervised(partition).shape[1]
+    partial = partial_of(model)
+    if _of_all_tokens(mask, partition):
+        pred, target, mask = (partial.at_supervised(v, partition) for v in (pred, target, mask))
+    tokens = partial.supervised(partition).shape[1]
     end = mask.shape[dim]
     border = end // tokens * partition.kept.shape[1]
     found = {}
@@ -184,6 +187,11 @@ def losses_by_role(
             # forward() itself runs no hooks, so that nothing records this.
             found[name] = float(module.forward(*rows[:2], torch.ones_like(rows[2])))
     return found
+
+
+def _of_all_tokens(rows: Tensor, partition: TokenPartition) -> bool:
+    """Whether (B, n, ...) are rows of the whole grid, as adapters by declarations give (iTPN)."""
+    return rows.dim() < 4 and rows.shape[1] == partition.length
 
 
 def _roles(partition: TokenPartition) -> Tensor:
@@ -200,8 +208,8 @@ def _predicted_pixels(
 ) -> Tensor:
     """(B, C, H, W) in the normalised space of ``inputs``.
 
-    Adapters predict supervised tokens only: rows (B, n, D) in the patch layout of MAE and SparK,
-    or a column of patches (B, C, n * s, s) in SimMIM's.
+    Most adapters predict supervised tokens only: rows (B, n, D) in the patch layout of MAE and
+    SparK, or a column of patches (B, C, n * s, s) in SimMIM's.
     """
     head, supervised = model.head, partial_of(model).supervised(partition)
     if predicted.dim() == 4:
@@ -209,7 +217,9 @@ def _predicted_pixels(
         patches = predicted.unflatten(2, (-1, side)).transpose(1, 2)
         dense = scatter_tokens(patches.flatten(2), supervised, partition.length)
         return _joined(dense.unflatten(2, (-1, side, side)), partition.grid)
-    dense = scatter_tokens(predicted, supervised, partition.length)
+    dense = predicted
+    if not _of_all_tokens(predicted, partition):
+        dense = scatter_tokens(predicted, supervised, partition.length)
     if head.norm_pix:
         patches = head.patchify(inputs)
         mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)

@@ -50,6 +50,15 @@ def test_seams_are_checked(monkeypatch, changes, error, message):
     assert type(model.decoder) is nn.Linear and not prmim.is_attached(model)
 
 
+@pytest.mark.parametrize('path', ['neck', 'head'])
+def test_an_attribute_of_the_users_own_is_not_overwritten(path):
+    model = mae()
+    mine = model.get_submodule(path).partial = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=rf"MAE\.{path} has an attribute 'partial'"):
+        prmim.attach(model)
+    assert model.get_submodule(path).partial is mine
+
+
 def test_what_an_adapter_forgot_is_named(monkeypatch):
     key = f'{Small.__module__}.Small'
     short = {name: value for name, value in GOOD.items() if name != 'width'}

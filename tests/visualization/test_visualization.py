@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import itpn
 from click.testing import CliRunner
 from mmengine.config import Config
 from PIL import Image
+from torch import nn
+from torch.testing import assert_close
 
-from prmim_adapters.adapters import partial_of
+from prmim_adapters.adapters import attach, partial_of
 from prmim_adapters.commands.show import show
 from prmim_adapters.visualization import (
     KEPT,
@@ -29,6 +32,8 @@ from prmim_adapters.visualization import (
     observe,
     panels,
 )
+from prmim_adapters.visualization.display import Display, default_channels
+from prmim_adapters.visualization.observe import losses_by_role, recorded
 
 DEMO = Path(__file__).with_name('small_mae.py')
 
@@ -55,6 +60,13 @@ def images(tmp_path: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
+class Unchanged(nn.Module):
+    """A data preprocessor."""
+
+    def forward(self, batch: dict[str, Any], training: bool) -> dict[str, Any]:
+        return batch
+
+
 def look(settings: Config, images: list[str], model: Any = None, seed: int = 0) -> Observation:
     """What ``prmim show`` draws."""
     model = model or load_model(settings)
@@ -67,6 +79,32 @@ def test_roles_are_the_partition(config: Callable[..., Config], images: list[str
     observation = look(settings, images)
     counts = [(observation.roles == role).sum(dim=(1, 2)).tolist() for role in range(3)]
     assert counts == [[36, 36], [36, 36], [72, 72]]  # 144 tokens: 75 % masked, half thrown
+
+
+def test_predictions_of_all_tokens_are_shown_where_they_are() -> None:
+    """iTPN's decoder predicts in grid order; upstream's own layout of them is the reference."""
+    model = attach(itpn.build_pixel(), 0.5)
+    model.data_preprocessor = Unchanged()
+    batch = dict(inputs=torch.randn(2, 3, 64, 64), data_samples=None)
+    with recorded(model) as (partitions, losses):
+        observation = observe(model, batch)
+    (pred, target, mask), (partition,) = losses[0], partitions
+    assert pred.shape == (2, 64, 192) and partition.thrown.shape == (2, 32)
+    parts = losses_by_role(model, partition, pred, target, mask)
+    error = (pred - target).square().mean(-1)
+    expected = {
+        'loss_kept': error.gather(1, partition.kept).mean().item(),
+        'loss_thrown': error.gather(1, partition.thrown).mean().item(),
+    }
+    assert parts == pytest.approx(expected, rel=1e-5)
+
+    patches = model.head.patchify(batch['inputs'])
+    mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
+    pixels = model.head.unpatchify(pred * (variance + 1e-6).sqrt() + mean)
+    display = Display(default_channels(3)).fitted(batch['inputs'])
+    masked = (observation.roles != VISIBLE).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    shown = torch.where(masked[:, None], display(pixels), display(batch['inputs']))
+    assert_close(observation.reconstruction, shown)
 
 
 def test_visible_pixels_are_the_image(config: Callable[..., Config], images: list[str]) -> None:
