@@ -41,7 +41,7 @@ class NumberType:
     def __init__(self, code: Any = None, align: Any = False, copy: Any = False) -> None:
         if not isinstance(code, str) or code not in _CODE:
             raise UnpicklingError(
-                f'the file asks for numpy type {code!r:.80}; only numbers are read'
+                f'the file asks for numpy type {shown(code)}; only numbers are read'
             )
         self.dtype = np.dtype(code)
 
@@ -51,8 +51,8 @@ class NumberType:
         plain = isinstance(order, str) and order in _BYTE_ORDERS
         if not plain or state[2:] != (None, None, None, -1, -1, 0):
             raise UnpicklingError(
-                f'the file describes numpy type {self.dtype} by {state!r:.80}; only a byte order is '
-                'read'
+                f'the file describes numpy type {self.dtype} by {shown(state)}; only a byte order '
+                'is read'
             )
         self.dtype = self.dtype.newbyteorder(order)
 
@@ -91,7 +91,7 @@ class Array(np.ndarray):
 def _new_array(kind: Any, shape: Any, code: Any) -> Array:
     """Stand-in for numpy's ``_reconstruct(ndarray, (0,), b'b')``."""
     if kind is not Array:
-        raise UnpicklingError(f'the file makes a numpy array of class {kind!r:.80}')
+        raise UnpicklingError(f'the file makes a numpy array of class {shown(kind)}')
     return Array()
 
 
@@ -102,6 +102,16 @@ def _new_number(kind: Any, data: Any) -> Any:
     if len(data) != kind.dtype.itemsize:
         raise UnpicklingError(f'the file holds {len(data)} bytes for one numpy {kind.dtype}')
     return np.frombuffer(data, kind.dtype)[0]
+
+
+def shown(value: Any) -> str:
+    """Something out of a file, for messages: text and numbers, and of all else its type.
+
+    Lists whose entries are one list, and so on, are small and have a text that fills the memory.
+    """
+    if isinstance(value, (str, bytes)):
+        return repr(value[:80])
+    return f'{value!r:.80}' if isinstance(value, (int, float)) else f'of {type(value)}'
 
 
 def _no_bytes() -> bytes:

@@ -143,6 +143,14 @@ def resumed(path: Path, mark: str) -> None:
     torch.save(content, path)
 
 
+def doubled(times: int) -> list:
+    """A list whose text has 2**times parts, in a file of a few hundred bytes."""
+    found: list = []
+    for _ in range(times):
+        found = [found, found]
+    return found
+
+
 F8, NEW = ('f8', False, True), np.empty(0).__reduce__()[0]
 ONES = torch.ones(1)
 CHECKPOINTS: dict[str, Callable[..., None]] = {
@@ -176,6 +184,12 @@ CHECKPOINTS: dict[str, Callable[..., None]] = {
     ),
     'array memory': called(np.ndarray, (2**38,)),
     'bytes': called(bytes, 2**40),
+    'bytearray': called(bytearray, 2**34),
+    'bytearray, legacy': lambda path, mark: torch.save(
+        dict(good(), x=Pickled(bytearray, 2**34)), path, _use_new_zipfile_serialization=False
+    ),
+    'text that doubles': called(np.dtype, doubled(40)),
+    'array class that doubles': called(NEW, doubled(40), (0,), b'b'),
     # sizes
     'zip bomb': rezipped(bomb, zipfile.ZIP_DEFLATED),
     'storage missing': rezipped(no_storage),
@@ -283,5 +297,5 @@ def test_a_program_in_the_file_is_not_run_on_resume(tmp_path: Path, runner: Runn
 
 
 def test_there_are_enough() -> None:
-    assert len(CHECKPOINTS) + len(CONFIGS) == 52
+    assert len(CHECKPOINTS) + len(CONFIGS) == 56
     assert struct.calcsize('P') == 8  # the sizes above are those of 64 bits

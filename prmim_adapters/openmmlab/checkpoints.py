@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..allow_list import shown
+
 
 class CheckpointError(ValueError):
     """A file that is no checkpoint, is damaged, or asks for more than data; names the file."""
@@ -34,7 +36,7 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> Any:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file')
-    _check_size(path)
+    _check_memory(path)
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     # torch and pickle raise whatever their parsers stumble over: KeyError, struct.error, ...
@@ -66,7 +68,7 @@ def weights_of(content: Any, path: str | Path) -> dict[str, Tensor]:
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f'{path} holds no weights: {name!r:.80} is a {type(value).__name__}, no tensor'
+                f'{path} holds no weights: {shown(name)} is a {type(value).__name__}, no tensor'
             )
         _check_tensor(name, value, path)
     if all(name.startswith(_WRAPPED) for name in weights):
@@ -92,20 +94,33 @@ def one_line(error: BaseException, length: int = 400) -> str:
     return text if len(text) <= length else f'{text[:length]} ...'
 
 
-def _check_size(path: Path) -> None:
+#: What torch allows, and what makes as many bytes as a small file asks for.
+_BYTES_BY_NUMBER = re.compile(rb'c(builtins|__builtin__)\nbytearray\n')
+
+
+def _check_memory(path: Path) -> None:
     """torch writes its archives without compression, so no entry is larger than the file."""
     size = path.stat().st_size
     if not size:
         raise CheckpointError(f'{path} is empty')
+    unpacked, program = 0, b''
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked <= size:
+                names = [name for name in archive.namelist() if name.endswith('data.pkl')]
+                program = b''.join(map(archive.read, names))
     except Exception:  # no archive, or a damaged one: torch says which
-        return
+        program = path.read_bytes()
     if unpacked > size:
         raise CheckpointError(
             f'{path} has {size} bytes and claims to hold {unpacked}: torch does not compress '
             'checkpoints, so this one was made to fill the memory, or is damaged'
+        )
+    if _BYTES_BY_NUMBER.search(program):
+        raise CheckpointError(
+            f'{path} cannot be read as a checkpoint: it asks for a bytearray, which could fill the '
+            'memory'
         )
 
 

@@ -47,7 +47,8 @@ class TeacherTempHook(Hook):
 
     Raises:
         TypeError, ValueError: an option is no number, or out of range; in ``before_train``: the
-            model's head has no such temperatures, or training is by iterations.
+            model's head has no such temperatures, training is by iterations, or gradients are
+            accumulated over more passes than the teacher waits for.
     """
 
     def __init__(
@@ -72,6 +73,14 @@ class TeacherTempHook(Hook):
                 )
         if self.warmup_epochs:
             _check_epochs(self, runner)
+        counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        interval = getattr(getattr(model, 'teacher', None), 'interval', counts)
+        if interval % counts:
+            raise ValueError(
+                f'optim_wrapper.accumulative_counts={counts}, but iBOT moves its teacher every '
+                f'{interval} forward pass(es), between which the student stays as it is: set '
+                f"momentum_interval={counts} in the framework's config"
+            )
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Set both temperatures for this epoch."""
@@ -94,7 +103,7 @@ class _BeforeStep(Hook):
     """A hook that acts between backward and the optimizer's step.
 
     mmengine has no such point. The optimizer itself has: there gradients are reduced over all
-    processes and, under a gradient scaler, in true units.
+    processes and, under a gradient scaler, in true units unless the optimizer is a fused one.
     """
 
     priority = 'LOW'
@@ -187,5 +196,8 @@ class ClipEachGradHook(_BeforeStep):
         """Scale the gradients that are too long, without waiting for the device."""
         grads = [p.grad for p in parameters.values() if p.grad is not None]
         norms = torch._foreach_norm(grads)
-        scales = [(self.max_norm / (norm + 1e-6)).clamp(max=1) for norm in norms]
+        # A fused optimizer takes the scaler's factor out in its own step.
+        factor = getattr(runner.optim_wrapper.optimizer, 'grad_scale', None)
+        longest = self.max_norm if factor is None else self.max_norm * factor
+        scales = [(longest / (norm + 1e-6)).clamp(max=1) for norm in norms]
         torch._foreach_mul_(grads, scales)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """iBOT's schedule in a real Runner."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +111,21 @@ def test_each_gradient_is_clipped_by_itself(train):
     assert clipped[0, 2:] == pytest.approx([1 - 0.025 * 1, 1 - 0.025 * 0.5], abs=1e-6)
 
 
+@pytest.mark.parametrize('fused', [False, True])
+def test_gradients_are_clipped_in_true_units_under_a_scaler(fused):
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=fused)
+    scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
+    runner = SimpleNamespace(
+        model=model, optim_wrapper=OptimWrapper(optimizer)
+    )  # Amp's wants a GPU
+    ClipEachGradHook(max_norm=2.0).before_train(runner)
+    scaler.scale(model(None)['loss']).backward()
+    scaler.step(optimizer)
+    assert model.backbone.weight[0, 0].item() == pytest.approx(1 - 0.01 * 1, abs=1e-6)
+    assert model.neck.last_layer.weight[0, 0].item() == pytest.approx(1 - 0.01 * 0.5, abs=1e-6)
+
+
 def test_the_optimizer_is_left_without_hooks(train):
     _, runner = train(FreezeLastLayerHook(), ClipEachGradHook(), epochs=1)
     assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
@@ -145,6 +163,19 @@ def test_a_hook_that_would_do_nothing_is_refused_before_training(train, hook, op
     with pytest.raises(ValueError, match=message):
         train(hook, Steps(), epochs=1, **options)
     assert recorded == []
+
+
+@pytest.mark.parametrize(('interval', 'allowed'), [(1, False), (3, False), (2, True), (4, True)])
+def test_a_teacher_waits_for_the_accumulated_step(train, interval, allowed):
+    model = Model()
+    model.teacher = nn.Module()
+    model.teacher.interval = interval
+    wrapper = dict(optimizer=dict(type='SGD', lr=0.01), accumulative_counts=2)
+    expected = (
+        nullcontext() if allowed else pytest.raises(ValueError, match='momentum_interval=2 in')
+    )
+    with expected:
+        train(TeacherTempHook(), epochs=1, model=model, optim_wrapper=wrapper)
 
 
 @pytest.mark.parametrize('hook', [ClipEachGradHook(), FreezeLastLayerHook()])
