@@ -32,8 +32,8 @@ class TinyImageNet(BaseDataset):
         **options: those of mmpretrain's ``BaseDataset``, as ``pipeline``.
 
     Raises:
-        ValueError: another split; ``data_root`` has another layout; the annotations name a class
-            that ``wnids.txt`` does not.
+        ValueError: another split; ``data_root`` has another layout; ``wnids.txt`` lists a class
+            twice; a line of the annotations is none, or names a class that ``wnids.txt`` does not.
     """
 
     def __init__(self, data_root: str, split: str = 'train', **options: Any) -> None:
@@ -47,6 +47,8 @@ class TinyImageNet(BaseDataset):
             )
         self.split = split
         classes = listing.read_text().split()
+        if len(set(classes)) < len(classes):
+            raise ValueError(f'TinyImageNet: {listing} lists a class twice')
         super().__init__(
             ann_file='', data_root=data_root, metainfo=dict(classes=classes), **options
         )
@@ -72,6 +74,12 @@ class TinyImageNet(BaseDataset):
         return [(path, path.parts[-3]) for path in paths]
 
     def _val(self, root: Path) -> list[tuple[Path, str]]:
-        lines = (root / 'val' / 'val_annotations.txt').read_text().splitlines()
-        rows = sorted(line.split('\t')[:2] for line in lines if line.strip())
-        return [(root / 'val' / 'images' / name, wnid) for name, wnid in rows]
+        listing = root / 'val' / 'val_annotations.txt'
+        rows = [line.split('\t') for line in listing.read_text().splitlines() if line.strip()]
+        for number, row in enumerate(rows, start=1):
+            if len(row) < 2 or Path(row[0]).name != row[0]:
+                raise ValueError(
+                    f'TinyImageNet: {listing}: row {number}: expected the name of an image, a tab '
+                    f'and a class, found {row!r:.80}'
+                )
+        return [(root / 'val' / 'images' / name, wnid) for name, wnid, *_ in sorted(rows)]

@@ -72,7 +72,8 @@ def image_files(paths: Sequence[str | Path], limit: int = 16) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        endings = Image.registered_extensions()
+        formats = _formats()
+        endings = {end for end, kind in Image.registered_extensions().items() if kind in formats}
         inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in endings and p.is_file())
         if not inside:
             raise ValueError(
@@ -82,6 +83,12 @@ def image_files(paths: Sequence[str | Path], limit: int = 16) -> list[Path]:
         count = min(limit, len(inside))
         found += [inside[index * len(inside) // count] for index in range(count)]
     return found
+
+
+def _formats() -> list[str]:
+    """What Pillow reads by itself: EPS, whatever a file is called, it hands to Ghostscript to run."""
+    Image.init()
+    return [name for name in Image.OPEN if name != 'EPS']
 
 
 def load_images(
@@ -136,7 +143,7 @@ class _File(dict):
                 f'no step of the training pipeline reads files, and the model takes '
                 f'{self._channels} channels: add a step that reads such files'
             )
-        with Image.open(self['img_path']) as image:
+        with Image.open(self['img_path'], formats=_formats()) as image:
             pixels = np.asarray(image.convert('L' if self._channels == 1 else 'RGB'))
         self['img'] = pixels[..., ::-1].copy() if self._swapped else pixels.copy()
         self['img_shape'] = self['ori_shape'] = pixels.shape[:2]
@@ -173,7 +180,7 @@ def _made(steps: Sequence[Any], sample: Any) -> Any:
 def _check_pixels(path: str) -> None:
     """Pillow reads the header only, and raises DecompressionBombError; other files are not its."""
     try:
-        with Image.open(path):
+        with Image.open(path, formats=_formats()):
             return
     except UnidentifiedImageError:
         return

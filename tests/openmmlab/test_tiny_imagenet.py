@@ -67,3 +67,16 @@ def test_mistakes_are_named(root, tmp_path):
     (root / 'wnids.txt').write_text('n02\n')
     with pytest.raises(ValueError, match=r'3 val images .* not in wnids\.txt: n01'):
         build(root, split='val').full_init()
+    (root / 'wnids.txt').write_text('n02\nn01\nn02\n')
+    with pytest.raises(ValueError, match=r'wnids\.txt lists a class twice'):
+        build(root)
+
+
+@pytest.mark.parametrize('line', ['val_9.JPEG', 'val_9.JPEG n01', '../a.JPEG\tn01', '/a.JPEG\tn01'])
+def test_a_line_that_is_none_is_named(root, line):
+    with (root / 'val' / 'val_annotations.txt').open('a') as stream:
+        stream.write(f'{line}\n')
+    with pytest.raises(
+        ValueError, match=r'val_annotations\.txt: row 4: expected the name of an im'
+    ):
+        build(root, split='val').full_init()

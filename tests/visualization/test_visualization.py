@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from prmim_adapters.visualization import (
     VISIBLE,
     Observation,
     display_of,
+    image_files,
     load_images,
     load_model,
     observe,
@@ -341,6 +343,28 @@ def test_ratio_0_is_said_to_have_nothing_to_show(simmim: Config, images: list[st
     simmim.model.throw_ratio = 0.0
     with pytest.raises(ValueError, match='throw_ratio=0'):
         look(simmim, images)
+
+
+def test_no_image_is_a_program_for_ghostscript(
+    simmim: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, gs, picture = (tmp_path / name for name in ('ran', 'gs', 'a.png'))
+    gs.write_text(f'#!/bin/sh\ntouch {ran}\n')
+    gs.chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+    picture.write_bytes(
+        b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n%%EOF\n'
+    )
+    settings = in_memory(simmim, 192)
+    settings.train_dataloader.dataset.dataset.pipeline = []  # as CIFAR's: no step reads files
+    with pytest.raises(
+        ValueError, match=r'a\.png cannot be read as an image: UnidentifiedImageError'
+    ):
+        load_images(settings, load_model(settings), [picture])
+    assert not ran.exists()
+    (tmp_path / 'b.eps').write_bytes(picture.read_bytes())
+    (tmp_path / 'c.pdf').touch()
+    assert image_files([tmp_path]) == [picture]
 
 
 def test_masks_that_the_device_draws_are_drawn(simmim: Config, images: list[str]) -> None:
