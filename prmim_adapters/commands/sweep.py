@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import Mistake
-from ._options import formats
+from ._options import formats, refuse_given
 from ._terminal import print_tables
 
 if TYPE_CHECKING:
@@ -142,6 +142,9 @@ def _engine(
     if engine == 'local':
         if slurm_options or detach:
             raise ValueError('--slurm and --detach are for --engine slurm')
+        if launch['launcher'] != 'slurm':
+            names = ('gpus_per_node', 'cpus_per_task', 'partition', 'srun_args')
+            refuse_given(names, 'is for Slurm: --engine slurm or --launcher slurm')
         return LocalEngine(Launch(**launch), jobs, devices.split(',') if devices else None)
     if devices:
         raise ValueError('--devices is for --engine local: Slurm gives each job its GPUs')

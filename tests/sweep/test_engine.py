@@ -220,6 +220,7 @@ def test_mims_slurm_launcher_always_gets_srun_args():
         (['--engine', 'slurm', '--slurm', 'time'], '--slurm time: expected KEY=VALUE'),
         (['--slurm', 'time=5'], '--slurm and --detach are for --engine slurm'),
         (['--detach'], '--slurm and --detach are for --engine slurm'),
+        (['--partition', 'gpu'], '--partition is for Slurm: --engine slurm or --launcher slurm'),
         (['--engine', 'slurm', '--devices', '0'], '--devices is for --engine local'),
         (['--engine', 'slurm', '--slurm', 'time=5'], 'squeue is not on this machine'),
     ],
