@@ -63,6 +63,7 @@ def decode(dataset: dict[str, Any], path: Path, workers: int = 0, force: bool = 
         raise ValueError(f'{dataset.get("type")}: the data set has no images')
     pixels.flush()
     labels = [source.get_data_info(i).get('gt_label') for i in range(len(source))]
+    path.unlink(missing_ok=True)  # interrupted now, old images would have the new labels
     if None in labels:
         labels_of(path).unlink(missing_ok=True)
     else:

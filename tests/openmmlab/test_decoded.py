@@ -84,6 +84,20 @@ def test_pixels_stay_in_the_file(folder, tmp_path):
     assert not torch.equal(DecodedImages(str(file)).images[0], dataset.images[0])
 
 
+def test_old_images_never_have_new_labels(folder, tmp_path, monkeypatch):
+    file = tmp_path / 'images.npy'
+    decode(images(folder, *SQUARE), file)
+
+    def full(*_):
+        raise OSError('no space left')
+
+    monkeypatch.setattr(np, 'save', full)
+    with pytest.raises(OSError, match='no space left'):
+        decode(images(folder, *SQUARE), file, force=True)
+    with pytest.raises(FileNotFoundError):
+        DecodedImages(str(file))
+
+
 def test_errors(folder, tmp_path):
     file = tmp_path / 'images.npy'
     with pytest.raises(ValueError, match=r'image 1 has \(32, 46\) pixels, those before it'):
