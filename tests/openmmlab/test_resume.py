@@ -124,10 +124,8 @@ def test_without_any_whole_checkpoint_nothing_is_trained_over_them(tmp_path):
 
 
 def test_an_unknown_option_is_refused_before_training():
-    with pytest.raises(
-        TypeError, match=r"no option 'inteval'\. Its options are interval, by_epoch"
-    ):
-        ResumableCheckpointHook(inteval=1)
+    with pytest.raises(TypeError, match=r"no option 'every'\. Its options are interval, by_epoch"):
+        ResumableCheckpointHook(every=1)
 
 
 def test_the_old_checkpoint_is_there_until_the_new_one_is(tmp_path, monkeypatch):
