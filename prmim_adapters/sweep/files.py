@@ -39,16 +39,19 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def check_links(folder: Path) -> None:
-    """Refuse a link anywhere below a folder in which a run goes on.
+    """Refuse a link that leads out of a folder in which a run goes on.
+
+    Links within it, as wandb makes them, stay.
 
     Raises:
         FileError: there is one; what is written to it would be written elsewhere.
     """
+    whole = folder.resolve()
     for path in folder.rglob('*'):
-        if path.is_symlink():
+        if path.is_symlink() and not path.resolve().is_relative_to(whole):
             raise FileError(
-                f'{path}: leads to {path.readlink()}; links below {folder} are not followed, so that '
-                'nothing outside is replaced'
+                f'{path}: leads to {path.readlink()}; links out of {folder} are not followed, so '
+                'that nothing outside is replaced'
             )
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from prmim_adapters.commands.sweep import sweep
 from prmim_adapters.sweep import load_spec
-from prmim_adapters.sweep.files import FileError
+from prmim_adapters.sweep.files import FileError, check_links
 from prmim_adapters.sweep.processes import processes_of
 from prmim_adapters.sweep.results import (
     ChangedSettingsError,
@@ -193,6 +193,17 @@ def test_links_in_a_run_to_be_resumed_are_not_followed(begun, where):
         run_sweep(spec, folder.parents[2])
     assert (outside / 'mine.txt').read_text() == 'mine'
     assert len(list(outside.iterdir())) == 2
+
+
+def test_links_within_a_run_stay(tmp_path):
+    """wandb links its newest run and its log, by their relative and by their whole path."""
+    (tmp_path / 'wandb' / 'run-1').mkdir(parents=True)
+    (tmp_path / 'wandb' / 'latest-run').symlink_to('run-1')
+    (tmp_path / 'wandb' / 'debug.log').symlink_to(tmp_path / 'wandb' / 'run-1')
+    check_links(tmp_path)
+    (tmp_path / 'wandb' / 'up').symlink_to('../..')
+    with pytest.raises(FileError, match=r'up: leads to \.\./\.\.; links out of'):
+        check_links(tmp_path)
 
 
 @pytest.mark.parametrize('where', ['framework', 'point', 'report'])
