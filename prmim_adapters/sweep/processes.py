@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -77,12 +78,16 @@ class Children:
 
 
 def end_processes(folder: Path) -> None:
-    """End the processes of the point with this folder, whoever started them, and only those."""
+    """End the processes of the point with this folder, whoever started them, and only those.
+
+    Their exit codes are left to whoever started them: psutil's waiting would take a child's from
+    its ``Popen``, which then says 0.
+    """
     while found := processes_of(folder):
         for process in found:
             with suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(found, timeout=1)
+        time.sleep(0.02)
 
 
 def processes_of(folder: Path) -> set[psutil.Process]:

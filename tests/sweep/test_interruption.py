@@ -170,6 +170,9 @@ def test_all_processes_of_a_point_are_ended_and_no_others(tmp_path):
         end_processes(points[0])
         assert processes_of(points[0]) == set()
         assert len(processes_of(points[1])) == 2
+        end_processes(points[1])
+        # The exit code is still there for whoever waits, or a killed run would pass for a finished one.
+        assert trees[1].wait(timeout=10) == -signal.SIGKILL
     finally:
         for point, tree in zip(points, trees, strict=True):
             end_processes(point)
