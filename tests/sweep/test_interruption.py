@@ -23,9 +23,9 @@ from prmim_adapters.sweep.results import write_json
 # A process whose child has a session of its own, as torchrun's workers do.
 TREE = """
 import subprocess, sys
-subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
+subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)
 if sys.argv[1] == 'waits':
-    import time; time.sleep(60)
+    import time; time.sleep(600)
 sys.exit(3)
 """
 
@@ -160,7 +160,7 @@ def test_all_processes_of_a_point_are_ended_and_no_others(tmp_path):
     ]
     try:
         for point in points:
-            wait_for(lambda point=point: len(processes_of(point)) == 2, 10)
+            wait_for(lambda point=point: len(processes_of(point)) == 2, 60)
         sessions = {os.getsid(process.pid) for process in processes_of(points[0])}
         assert len(sessions) == 2
         # The sweep is killed, and mim with it: the worker goes on, until the next call.
@@ -190,8 +190,8 @@ def test_an_interrupted_sweep_takes_its_processes_with_it(tmp_path):
     with Children() as children:
         thread = threading.Thread(target=run)
         thread.start()
-        wait_for(lambda: len(processes_of(tmp_path)) == 2, 10)
-    thread.join(timeout=10)
+        wait_for(lambda: len(processes_of(tmp_path)) == 2, 60)
+    thread.join(timeout=60)
     assert codes == [-signal.SIGKILL]
     assert processes_of(tmp_path) == set()
     with pytest.raises(SweepEndedError):
