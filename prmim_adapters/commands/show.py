@@ -86,8 +86,8 @@ def show(
         say(display.note)
     if observation.reconstruction is None:
         say('The model predicts features, not pixels: there is no reconstruction to show.')
-    elif observation.per_patch:
+    elif observation.normalised:
         say(
-            'The target is normalised per patch: predictions are shown with the mean and variance '
-            'of the true patches, which the model does not know.'
+            'The target is normalised: predictions are shown with the mean and variance of the true '
+            'pixels, which the model does not know.'
         )

@@ -8,7 +8,7 @@ from ..extras import require
 
 require('openmmlab')
 
-from ..frameworks import cross_mae, fcmae, ibot, simmim_vit
+from ..frameworks import cross_mae, fcmae, ibot, norm_target, simmim_vit
 from . import (
     compat,
     decoded,
@@ -43,6 +43,7 @@ __all__ = [
     'ibot',
     'images',
     'knn',
+    'norm_target',
     'prmim',
     'resumable_checkpoint',
     'simmim_vit',

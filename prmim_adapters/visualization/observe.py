@@ -17,6 +17,7 @@ from ..adapters import partial_of
 from ..core import RaggedPartition, TokenPartition, scatter_tokens
 from ..core.partition import Grid
 from ..core.seeding import seeded
+from ..frameworks.norm_target import NormTargetSimMIMHead
 from ..openmmlab.distributed import without_process_group
 from ..openmmlab.misfit import misfit_named
 from .display import Display, default_channels
@@ -43,13 +44,13 @@ class Observation:
         reconstruction: (B, 3, H, W) in [0, 1]: visible patches as they are, predictions at masked
             ones, NaN at masked ones that the model does not predict (plain partial reconstruction).
             None if the model predicts features rather than pixels.
-        per_patch: whether the reconstruction was given the mean and variance of the true patches.
+        normalised: whether the reconstruction was given the mean and variance of the true pixels.
     """
 
     images: Tensor
     roles: Tensor
     reconstruction: Tensor | None
-    per_patch: bool = False
+    normalised: bool = False
 
 
 @torch.no_grad()
@@ -58,8 +59,8 @@ def observe(
 ) -> Observation:
     """Run ``model.loss`` on a batch and look at it.
 
-    Where the target is normalised per patch (``norm_pix``), the prediction is shown with the mean
-    and variance of the true patch, which the model does not know: colours are then the image's.
+    Where the target is normalised (``norm_pix``, ``norm_window``), the prediction is shown with the
+    mean and variance of the true pixels, which the model does not know: colours are the image's.
 
     Args:
         model: attached mmpretrain algorithm; left as it came, and so are all random states.
@@ -92,7 +93,11 @@ def observe(
     unknown = (roles == THROWN) & (not partial.supervises_thrown)
     predicted = display(_predicted_pixels(model, inputs, losses[0][0], partition))
     reconstruction = _composed(images, predicted, roles, unknown)
-    return Observation(images, roles, reconstruction, getattr(model.head, 'norm_pix', False))
+    return Observation(images, roles, reconstruction, _normalises(model.head))
+
+
+def _normalises(head: nn.Module) -> bool:
+    return isinstance(head, NormTargetSimMIMHead) or getattr(head, 'norm_pix', False)
 
 
 def _of_one_size(partition: TokenPartition | RaggedPartition) -> TokenPartition:
@@ -216,7 +221,11 @@ def _predicted_pixels(
         side = predicted.shape[-1]
         patches = predicted.unflatten(2, (-1, side)).transpose(1, 2)
         dense = scatter_tokens(patches.flatten(2), supervised, partition.length)
-        return _joined(dense.unflatten(2, (-1, side, side)), partition.grid)
+        pixels = _joined(dense.unflatten(2, (-1, side, side)), partition.grid)
+        if isinstance(head, NormTargetSimMIMHead):
+            mean, deviation = head.statistics(inputs)
+            pixels = pixels * deviation + mean
+        return pixels
     dense = predicted
     if not _of_all_tokens(predicted, partition):
         dense = scatter_tokens(predicted, supervised, partition.length)

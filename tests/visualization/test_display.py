@@ -218,7 +218,7 @@ def test_spark_is_reconstructed(spark: Config, photo) -> None:
     batch = load_images(spark, model, [path])
     observation = observe(model, batch, 0, display_of(spark, model))
     torch.testing.assert_close(observation.reconstruction[0], pixels, rtol=0, atol=1e-4)
-    assert observation.per_patch
+    assert observation.normalised
     assert panels(observation, 64).width == 5 * 70 + 6
 
 
@@ -276,7 +276,7 @@ def test_notes_are_about_what_is_drawn(checkpoint, spark: Config, photo, tmp_pat
         assert result.exit_code == 0, result.output
         assert Image.open(out).width == columns * 70 + 6
         shown[name] = result.output.splitlines()[1:]
-    assert shown['spark'][0].startswith('The target is normalised per patch: predictions are shown')
+    assert shown['spark'][0].startswith('The target is normalised: predictions are shown')
     assert shown['features'] == [
         'The model predicts features, not pixels: there is no reconstruction to show.'
     ]

@@ -327,7 +327,12 @@ def simmim(tmp_path: Path) -> Config:
     return config
 
 
-def test_simmim_patches_come_back_where_they_were(simmim: Config, images: list[str]) -> None:
+@pytest.mark.parametrize('norm_window', [None, 47])
+def test_simmim_patches_come_back_where_they_were(
+    simmim: Config, images: list[str], norm_window: int | None
+) -> None:
+    if norm_window:
+        simmim.model.framework.head.update(type='NormTargetSimMIMHead', norm_window=norm_window)
     model = load_model(simmim)
     hook = model.head.loss_module.register_forward_pre_hook(
         lambda _, args: (args[1], args[1], *args[2:])
@@ -336,6 +341,7 @@ def test_simmim_patches_come_back_where_they_were(simmim: Config, images: list[s
     hook.remove()
     counts = [(observation.roles == role).sum(dim=(1, 2)).tolist() for role in range(3)]
     assert counts == [[14, 14], [4, 4], [18, 18]]  # 36 units, 22 masked, 18 thrown
+    assert observation.normalised == bool(norm_window)
     torch.testing.assert_close(observation.reconstruction, observation.images, rtol=0, atol=1e-5)
 
 

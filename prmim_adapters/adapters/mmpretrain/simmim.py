@@ -22,6 +22,7 @@ from mmpretrain.models.selfsup.simmim import SimMIMSwinTransformer
 from torch import Tensor
 
 from ...core import PartialReconstruction, TokenPartition
+from ...frameworks.norm_target import NormTargetSimMIMHead
 from ...frameworks.simmim_vit import SimMIMViT
 from ...packed.swin import encode_units, unit_grid, unit_side
 from ...packed.units import Units, unit_mask
@@ -108,6 +109,10 @@ class PRSimMIMHead(SimMIMHead):
         return super().loss(pred, patches, weights[..., None].expand(-1, -1, side))
 
 
+class PRNormTargetSimMIMHead(NormTargetSimMIMHead, PRSimMIMHead):
+    """The same on normalised images: they are normalised whole, and then cut."""
+
+
 @ADAPTERS.register_module(framework='mmpretrain.models.selfsup.simmim.SimMIM')
 def simmim(model: Any) -> Seams:
     """Seams: the backbone, and the head's view of image and mask.
@@ -133,6 +138,7 @@ def simmim(model: Any) -> Seams:
             SimMIMViT: PRSimMIMViT,
             SimMIMSwinTransformer: PRSimMIMSwinTransformer,
             SimMIMHead: PRSimMIMHead,
+            NormTargetSimMIMHead: PRNormTargetSimMIMHead,
         },
         grid=(height, width),
         width=model.neck.decoder[0].in_channels,

@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """SimMIM with the ViT backbone of this package, on a rectangle."""
 
+from dataclasses import replace
+from functools import partial
+
 import small_models
 import torch
 from contract_case import Case, images
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
-from prmim_adapters.frameworks.simmim_vit import SimMIMViT  # noqa: F401  registers it
+from prmim_adapters.frameworks import norm_target, simmim_vit  # noqa: F401  registers them
 
 WIDTH, DEPTH, HEADS, PATCH = 24, 2, 2, 8
 SIZE = (4 * PATCH, 16 * PATCH)
 
 
-def build():
+def build(head=None, **options):
     backbone = dict(
         type='SimMIMViT',
         arch=small_models.arch(WIDTH, DEPTH, HEADS),
         img_size=SIZE,
         patch_size=PATCH,
+        **options,
     )
-    model = MODELS.build(small_models.simmim(backbone, WIDTH, stride=PATCH, cell=PATCH))
+    settings = small_models.simmim(backbone, WIDTH, stride=PATCH, cell=PATCH)
+    settings['head'].update(head or {})
+    model = MODELS.build(settings)
     model.init_weights()
     # The position bias starts at zero; a trained one shows whether the right rows are gathered.
     torch.nn.init.normal_(model.backbone.rel_pos_bias.relative_position_bias_table)
@@ -59,15 +65,26 @@ def saving() -> float:
     return DEPTH * (linear + attention) + (64 - 40) * WIDTH * 3 * PATCH**2
 
 
+VIT = Case(
+    name='simmim-vit',
+    build=build,
+    batch=batch,
+    ratio=0.5,
+    invalid_ratio=0.625,
+    heavy=lambda model: model.backbone.layers[0],
+    saving=saving(),
+    features=features,
+)
 CASES = [
-    Case(
-        name='simmim-vit',
-        build=build,
-        batch=batch,
-        ratio=0.5,
-        invalid_ratio=0.625,
-        heavy=lambda model: model.backbone.layers[0],
-        saving=saving(),
-        features=features,
-    )
+    VIT,
+    replace(
+        VIT,
+        name='simmim-vit-norm-target',
+        build=partial(
+            build,
+            head=dict(type='NormTargetSimMIMHead', norm_window=11),
+            use_abs_pos_emb=True,
+            layer_scale_init_value=0.0,
+        ),
+    ),
 ]
