@@ -43,7 +43,7 @@ class NormTargetSimMIMHead(SimMIMHead):
         return super().loss(pred, (target - mean) / deviation, mask)
 
     def statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation about every pixel, each (B, C, H, W); windows end at the border."""
+        """Mean and deviation about every pixel, each (B, C, H, W); windows end at the border."""
         count = _sum(torch.ones_like(images[:1, :1]), self.norm_window)
         mean = _sum(images, self.norm_window) / count
         square = _sum(images**2, self.norm_window) / count
