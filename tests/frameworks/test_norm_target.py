@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mmpretrain.registry import MODELS
+
+from prmim_adapters.frameworks.norm_target import NormTargetSimMIMHead
 
 LOSS = {'type': 'PixelReconstructionLoss', 'criterion': 'L1', 'channel': 3}
 
 
-def head(norm_window, **changes):
-    settings = dict(type='NormTargetSimMIMHead', patch_size=4, loss=LOSS, norm_window=norm_window)
-    return MODELS.build({**settings, **changes})
+def head(norm_window):
+    return NormTargetSimMIMHead(norm_window, patch_size=4, loss=LOSS)
 
 
 def target(norm_window, images):
