@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SimMIM on targets without the local mean and contrast, which mmpretrain's SimMIM lacks.
 
-``NORM_TARGET`` of microsoft/Swin-Transformer's ``models/simmim.py``; with raw pixels the features of
-a small encoder learn little more than colours.
+``NORM_TARGET`` of microsoft/Swin-Transformer's ``models/simmim.py``.
 """
 
 from __future__ import annotations
