@@ -7,6 +7,7 @@ depth and what it unfolds to are bounded before anything is built from it.
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,28 @@ class FileError(ValueError):
     """A file that cannot be read; the message begins with its name."""
 
 
+def resolved(path: Path) -> Path:
+    """Where a path leads, whether or not something is there.
+
+    Raises:
+        FileError: its links lead in a circle.
+    """
+    try:
+        return path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError before Python 3.13
+        if isinstance(error, RuntimeError) or error.errno == errno.ELOOP:
+            raise FileError(f'{path}: its links lead in a circle') from None
+        return path.resolve()
+
+
 def inside(folder: Path, name: str) -> Path:
     """The path ``name`` below a folder, which no link leads elsewhere.
 
     Raises:
-        FileError: it lies outside, or somewhere else inside.
+        FileError: it lies outside, somewhere else inside, or nowhere.
     """
     path = folder / name
-    if path.resolve() != folder.resolve() / name:
+    if resolved(path) != folder.resolve() / name:
         raise FileError(
             f'{path}: leads to {path.resolve()}; links below {folder} are not followed, so that '
             'nothing outside is replaced'
@@ -44,11 +59,12 @@ def check_links(folder: Path) -> None:
     Links within it, as wandb makes them, stay.
 
     Raises:
-        FileError: there is one; what is written to it would be written elsewhere.
+        FileError: there is one; what is written to it would be written elsewhere. Or one leads in
+            a circle.
     """
     whole = folder.resolve()
     for path in folder.rglob('*'):
-        if path.is_symlink() and not path.resolve().is_relative_to(whole):
+        if path.is_symlink() and not resolved(path).is_relative_to(whole):
             raise FileError(
                 f'{path}: leads to {path.readlink()}; links out of {folder} are not followed, so '
                 'that nothing outside is replaced'

@@ -7,7 +7,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from .files import FileError, read_mapping, read_text
+from .files import FileError, read_mapping, read_text, resolved
 
 #: Files that a spec or a config may inherit, directly and through others.
 MAX_BASES = 50
@@ -27,8 +27,8 @@ def read_spec(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, heirs: tuple[Path, ...], left: list[int]) -> dict[str, Any]:
-    resolved = path.resolve()
-    if resolved in heirs:
+    place = resolved(path)
+    if place in heirs:
         raise FileError(f'{heirs[0]}: _base_: {path} inherits itself')
     left[0] -= 1
     if left[0] < 0:
@@ -39,7 +39,7 @@ def _read(path: Path, heirs: tuple[Path, ...], left: list[int]) -> dict[str, Any
     for name in _as_list(names):
         if not isinstance(name, str):
             raise FileError(f'{path}: _base_: expected names of files, found {names!r:.80}')
-        whole = merge(whole, _read(path.parent / name, (*heirs, resolved), left))
+        whole = merge(whole, _read(path.parent / name, (*heirs, place), left))
     return merge(whole, data)
 
 
@@ -78,7 +78,7 @@ def _bases(config: Path, heirs: tuple[Path, ...], left: list[int]) -> list[str]:
     heirs = (*heirs, config.resolve())
     for name in _base_names(config):
         base = config.parent / name
-        if '::' in name or base.resolve() in heirs or not left[0] or not base.is_file():
+        if '::' in name or not left[0] or not base.is_file() or base.resolve() in heirs:
             continue
         left[0] -= 1
         texts += [read_text(base), *_bases(base, heirs, left)]

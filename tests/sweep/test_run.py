@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from prmim_adapters.commands.sweep import sweep
 from prmim_adapters.sweep import load_spec
-from prmim_adapters.sweep.files import FileError, check_links
+from prmim_adapters.sweep.files import FileError, check_links, inside
 from prmim_adapters.sweep.processes import processes_of
 from prmim_adapters.sweep.results import (
     ChangedSettingsError,
@@ -204,6 +204,20 @@ def test_links_within_a_run_stay(tmp_path):
     (tmp_path / 'wandb' / 'up').symlink_to('../..')
     with pytest.raises(FileError, match=r'up: leads to \.\./\.\.; links out of'):
         check_links(tmp_path)
+
+
+def test_links_in_a_circle_are_refused(tmp_path):
+    (tmp_path / 'round').symlink_to('round')
+    (tmp_path / 'spec.yaml').write_text('_base_: round\n')
+    refused = (
+        lambda: check_links(tmp_path),
+        lambda: inside(tmp_path, 'round'),
+        lambda: load_spec(tmp_path / 'spec.yaml'),
+        lambda: load_spec(tmp_path / 'round'),
+    )
+    for call in refused:
+        with pytest.raises(ValueError, match='round: its links lead in a circle'):
+            call()
 
 
 @pytest.mark.parametrize('where', ['framework', 'point', 'report'])
