@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import copy
 import traceback
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from prmim_adapters.openmmlab.compat import make_compilable
 
 from .context import Context
 from .randomness import SameRandomness
-from .waiting import HostWaits
+from .waiting import HostWaits, cuda_waits
 
 FP32 = {'loss': 1e-5, 'gradient': 1e-3}
 BF16 = {'loss': 2e-2, 'gradient': 1.5e-1}
@@ -95,6 +95,7 @@ def _errors_of(context: Context, name: str, variant: str) -> tuple[dict[str, Any
     config = context.tiny(name)
     torch.manual_seed(0)
     model = build_variant(config, variant)
+    as_it_is = copy.deepcopy(model)
     _exact_targets(model)
     batch = config_batch(config, 2 if context.dry else 8, model)
     there, moved = copy.deepcopy(model).to(context.device), _moved(batch, context.device)
@@ -104,14 +105,19 @@ def _errors_of(context: Context, name: str, variant: str) -> tuple[dict[str, Any
         'fp32': _errors(here, _loss_and_gradient(there, moved, None)),
         'bf16': _errors(here, _loss_and_gradient(in_bf16, moved, torch.bfloat16)),
     }
-    return errors, waits_of(there, moved)
+    return errors, waits_of(as_it_is.to(context.device), moved)
+
+
+TOKENIZERS = ('DALLEEncoder', 'VQKD')
+"""Target generators whose choice of a token may differ by the last bit, and so the loss."""
 
 
 def _exact_targets(model: nn.Module) -> None:
-    """Targets without autocast: a tokenizer's choice may differ by the last bit, and so the loss."""
+    """Targets without autocast; those of a tokenizer are the CPU's on every device."""
     generator = getattr(model, 'target_generator', None)
     if generator is not None:
-        model.target_generator = _WithoutAutocast(generator)
+        wrap = _Tokens if type(generator).__name__ in TOKENIZERS else _WithoutAutocast
+        model.target_generator = wrap(generator)
 
 
 class _WithoutAutocast(nn.Module):
@@ -124,43 +130,52 @@ class _WithoutAutocast(nn.Module):
             return self.inner(x)
 
 
+class _Tokens(nn.Module):
+    """What a tokenizer on the CPU makes of the first batch; one for all copies of a model."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self._inner = (inner,)  # no submodule: it stays on the CPU
+        self._tokens: Tensor | None = None
+
+    def __deepcopy__(self, _: Any) -> _Tokens:
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._tokens is None:
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                self._tokens = self._inner[0](x.cpu())
+        return self._tokens.to(x.device)
+
+
 def waits_of(model: nn.Module, batch: Batch) -> dict[str, int]:
     """Place to how often a step waits there for the device. Not of the first step, which learns."""
-    with HostWaits() as waits, _cuda_waits(batch) as seen:
+    _loss_and_gradient(model, batch, None, read=False)
+    with HostWaits() as waits, cuda_waits(_views(batch)[0].is_cuda) as seen:
         _loss_and_gradient(model, batch, None, read=False)
     return dict(waits.places) | seen
-
-
-@contextmanager
-def _cuda_waits(batch: Batch) -> Iterator[dict[str, int]]:
-    """What CUDA itself reports, so that nothing is overlooked."""
-    seen: dict[str, int] = {}
-    if not _views(batch)[0].is_cuda:
-        yield seen
-        return
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        torch.cuda.set_sync_debug_mode('warn')
-        try:
-            yield seen
-        finally:
-            torch.cuda.set_sync_debug_mode('default')
-    for warning in caught:
-        if 'synchronizing' in str(warning.message):
-            place = f'cuda: {warning.filename.rpartition("/")[2]}:{warning.lineno}'
-            seen[place] = seen.get(place, 0) + 1
 
 
 def _loss_and_gradient(
     model: nn.Module, batch: Batch, dtype: torch.dtype | None, read: bool = True
 ) -> tuple[Tensor, Tensor] | None:
-    """Loss and all gradients as one vector, float64 on the CPU."""
+    """Loss and all gradients as one vector, float64 on the CPU.
+
+    Without ``read`` nothing is returned, and random numbers are drawn where they are used: those of
+    the CPU would have to be waited for.
+    """
     views = _views(batch)
     device = views[0].device
     model.train()
     model.zero_grad(set_to_none=True)
-    context = torch.autocast(device.type, dtype) if dtype else nullcontext()
-    with SameRandomness(), _exact(), context:
+    with ExitStack() as stack:
+        # mmpretrain's CLIP head moves masks to the machine's GPU, also where the model is not
+        stack.enter_context(patch('mmengine.device.utils.DEVICE', device.type))
+        stack.enter_context(_exact())
+        if read:
+            stack.enter_context(SameRandomness())
+        if dtype:
+            stack.enter_context(torch.autocast(device.type, dtype))
         loss = LossPath(model, batch)(*views)
         loss.backward()
     if not read:

@@ -93,6 +93,7 @@ STAGES: tuple[Stage, ...] = (
     steps('mae_compiled', 'MAE ViT-B/16, torch.compile', MAE, 512, compiled=True),
     steps('simmim_vit', 'SimMIM ViT-B/16', SIMMIM, 256, 1.3),
     steps('simmim_swin', 'SimMIM Swin-B at 192', SWIN, 128, 2.0),
+    steps('simmim_swin_512', 'SimMIM Swin-B at 192, larger batch', SWIN, 512, 2.0),
     steps('mae_large', 'MAE ViT-L/16', MAE_LARGE, 256),
     steps('fcmae', 'FCMAE ConvNeXt V2 tiny', FCMAE, 256, 4.0, dense=True),
     steps('ibot', 'iBOT ViT-S/16, published masks', IBOT, 64, 4.0, by_length=True),

@@ -7,8 +7,10 @@ Found by what is called, so that a CPU, which never waits, shows them as well.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -47,6 +49,25 @@ class HostWaits:
     def note(self, what: str) -> None:
         """Count one at the caller's place."""
         self.places[f'{_place(sys._getframe(1))} ({what})'] += 1
+
+
+@contextmanager
+def cuda_waits(on_cuda: bool) -> Iterator[Counter[str]]:
+    """What CUDA itself reports, by place, so that nothing is overlooked; nothing on a CPU."""
+    places: Counter[str] = Counter()
+
+    def show(message: Any, *_: Any) -> None:
+        if 'synchronizing' in str(message):
+            places[f'cuda: {_place(sys._getframe(1))}'] += 1
+
+    with ExitStack() as stack:
+        if on_cuda:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter('always')
+            warnings.showwarning = show
+            torch.cuda.set_sync_debug_mode('warn')
+            stack.callback(torch.cuda.set_sync_debug_mode, 'default')
+        yield places
 
 
 class _Operators(TorchDispatchMode):

@@ -54,8 +54,23 @@ class Randomness(nn.Module):
         count = int(mask.numel()) if torch.jit.is_tracing() else mask.numel()
         state = self.state.to(mask.device) + _signed(_rank() * _RANK)
         self.state.add_(_signed(_GAMMA * count))
-        index = torch.arange(1, count + 1, device=mask.device)
-        return (_mix(state + index * _GAMMA) & (2**BITS - 1)).view(mask.shape)
+        return torch.ops.prmim_adapters.splitmix64(state, count).view(mask.shape)
+
+
+@torch.library.custom_op('prmim_adapters::splitmix64', mutates_args=())
+def _splitmix64(state: Tensor, count: int) -> Tensor:
+    """The next integers (count,) int64, below ``2 ** BITS``, of a state (), int64.
+
+    One opaque operator: torch.compile takes the steps of the state for places in memory, and
+    writes a kernel whose constants do not fit into 64 bits.
+    """
+    index = torch.arange(1, count + 1, device=state.device)
+    return _mix(state + index * _GAMMA) & (2**BITS - 1)
+
+
+@_splitmix64.register_fake
+def _(state: Tensor, count: int) -> Tensor:
+    return state.new_empty(count)
 
 
 def _rank() -> int:

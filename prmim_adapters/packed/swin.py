@@ -30,7 +30,7 @@ from .units import Units
 from .windows import WindowAttention, Windows, attend, place, window_layout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # torch.compile looks a callable up by its hash
 class SwinBlock:
     """One block of any Swin.
 

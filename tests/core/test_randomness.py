@@ -79,6 +79,19 @@ def test_compiled():
         assert torch.equal(compiled(MASK), twin(MASK))
 
 
+def test_a_graph_has_no_arithmetic_of_it():
+    """Inductor's code for a GPU has products of a place and a constant, beyond 64 bits here."""
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append({str(node.target) for node in graph.graph.nodes if node.op != 'output'})
+        return graph
+
+    torch.compile(Randomness(), backend=backend, fullgraph=True)(MASK)
+    called = {name for name in graphs[0] if 'arange' in name or 'splitmix64' in name}
+    assert called == {'prmim_adapters.splitmix64'}
+
+
 def test_refuses_to_draw_again_in_backward():
     source, x = Randomness(), torch.ones(64, 196, requires_grad=True)
 
@@ -87,3 +100,7 @@ def test_refuses_to_draw_again_in_backward():
 
     with pytest.raises(RuntimeError, match='blocks of the heavy network, not around it'):
         checkpoint(step, x, use_reentrant=False).backward()
+
+
+def test_operator_is_sound():
+    torch.library.opcheck(torch.ops.prmim_adapters.splitmix64, (torch.tensor(2**62), 12))

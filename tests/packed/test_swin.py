@@ -298,3 +298,9 @@ def test_refuses_what_cannot_run_packed():
     images, _, masked, _, units = make_batch((6, 6), 22, 18)
     with pytest.raises(ValueError, match='6x6 map is smaller than the window 12'):
         packed(model, images, masked, units, 14)
+
+
+def test_blocks_are_told_apart_by_what_they_are():
+    """torch.compile hashes a block before it has fields."""
+    empty = object.__new__(packed_swin.SwinBlock)
+    assert {empty: 1}[empty] == 1
