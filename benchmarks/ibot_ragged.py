@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from prmim_adapters.adapters.mmpretrain.ibot import describe
 from prmim_adapters.core import PartialReconstruction
 from prmim_adapters.frameworks.ibot import IBOTViT
 from prmim_adapters.openmmlab.transforms import RandomRatioMask
-from prmim_adapters.packed.sequences import encode_sequences, present_sequences
+from prmim_adapters.packed.sequences import encode_packed, pack_present
 
 Way = Callable[[], list[Tensor]]
 
@@ -69,27 +70,29 @@ def layer(drop_path: float) -> IBOTViT:
     return backbone
 
 
-def present_tokens(tokens: Tensor) -> list[Tensor]:
-    """Those of published masks, at the ratio of ``ibot_prmim_vits.py``, by number of masked ones."""
+def present_tokens(tokens: Tensor) -> tuple[Tensor, list[int]]:
+    """Those of published masks, at the ratio of ``ibot_prmim_vits.py``: packed, and their lengths."""
     transform = RandomRatioMask(14)
     mask = torch.stack([torch.as_tensor(transform({})['mask']).flatten() for _ in tokens])
     partial = PartialReconstruction(0.5, (14, 14), SAMPLERS.get('farthest'), ragged=True)
-    return present_sequences(tokens, partial(mask))
+    groups = partial(mask)
+    return pack_present(tokens, groups), [1 + count for count in groups.num_present]
 
 
 def measure(crops: int, drop_path: float, repeats: int) -> dict:
     """Operators and milliseconds of each way."""
     backbone = layer(drop_path)
     whole = torch.randn(crops, 197, 384)
-    sequences = present_tokens(whole)
-    by_length: dict[int, list[Tensor]] = {}
-    for x in sequences:
-        by_length.setdefault(x.shape[1], []).append(x)
-    lengths = [torch.cat(same) for same in by_length.values()]
+    packed, sizes = present_tokens(whole)
+    runs = [list(run) for _, run in groupby(sizes)]
+    parts = packed.split([sum(run) for run in runs])
+    lengths = [part.unflatten(0, (len(run), -1)) for part, run in zip(parts, runs, strict=True)]
     ways: dict[str, Way] = {
         'framework, whole crops': lambda: [backbone.encode(whole)],
         'length by length': lambda: [backbone.encode(x) for x in lengths],
-        'packed': lambda: encode_sequences(sequences, map(describe, backbone.layers), backbone.ln1),
+        'packed': lambda: [
+            encode_packed(packed, sizes, map(describe, backbone.layers), backbone.ln1)
+        ],
     }
     found: dict[str, dict] = {
         name: {'kernels': kernels(way), 'seconds': []} for name, way in ways.items()
@@ -103,7 +106,7 @@ def measure(crops: int, drop_path: float, repeats: int) -> dict:
         'drop_path': drop_path,
         'crops': crops,
         'lengths': len(lengths),
-        'share_of_tokens': sum(x.shape[0] * x.shape[1] for x in sequences) / (crops * 197),
+        'share_of_tokens': len(packed) / (crops * 197),
         'ways': {
             name: {'ms': statistics.median(way['seconds']) * 1e3, 'kernels': way['kernels']}
             for name, way in found.items()

@@ -151,7 +151,8 @@ class _Tokens(nn.Module):
 def waits_of(model: nn.Module, batch: Batch) -> dict[str, int]:
     """Place to how often a step waits there for the device. Not of the first step, which learns."""
     _loss_and_gradient(model, batch, None, read=False)
-    with HostWaits() as waits, cuda_waits(_views(batch)[0].is_cuda) as seen:
+    device = _views(batch)[0].device.type
+    with HostWaits(device) as waits, cuda_waits(device == 'cuda') as seen:
         _loss_and_gradient(model, batch, None, read=False)
     return dict(waits.places) | seen
 

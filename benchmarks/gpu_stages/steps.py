@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -122,8 +123,11 @@ def build_by_length(config: str, ratio: float) -> nn.Module:
     model = build_variant(config, OURS, ratio)
     backbone = model.backbone
 
-    def by_length(sequences: list[Tensor]) -> list[Tensor]:
-        return [backbone.encode(sequence) for sequence in sequences]
+    def by_length(packed: Tensor, lengths: list[int]) -> Tensor:
+        runs = [list(run) for _, run in groupby(lengths)]
+        parts = zip(packed.split([sum(run) for run in runs]), runs, strict=True)
+        encoded = [backbone.encode(part.unflatten(0, (len(run), -1))) for part, run in parts]
+        return torch.cat([part.flatten(0, 1) for part in encoded])
 
     assert callable(backbone._encode_ragged), 'the method that is replaced'
     backbone._encode_ragged = by_length

@@ -19,22 +19,27 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 _READS = ('_local_scalar_dense', 'nonzero', 'masked_select', '_unique2', 'unique_consecutive',
           'unique_dim', 'equal', 'is_nonzero', 'repeat_interleave.Tensor')  # fmt: skip
 _TO_HOST = (Tensor.tolist, Tensor.cpu, Tensor.numpy)
-_MODES = ('waiting.py', 'randomness.py')
+_MODES = ('waiting.py', 'randomness.py', 'warnings.py')
 _UPLOADS = (torch.tensor, torch.as_tensor)
 
 
 class HostWaits:
     """Context: counts, by place, what would wait for a GPU.
 
+    Args:
+        device: type of the device that is waited for; tensors elsewhere are the host's own.
+
     Attributes:
         places: 'file:line function (operator)' of the innermost frame outside of torch -> times.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = 'cpu') -> None:
+        self.device = device
         self.places: Counter[str] = Counter()
         self._stack = ExitStack()
 
@@ -81,6 +86,8 @@ class _Operators(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         name = func.name().removeprefix('aten::')
+        if self.waits.device != 'cpu' and not _on(self.waits.device, args):
+            return func(*args, **(kwargs or {}))
         if name.split('.')[0] in _READS or name in _READS:
             self.waits.note(name)
         elif name.startswith(('index.', 'index_put', '_index_put')):
@@ -106,6 +113,10 @@ class _Functions(TorchFunctionMode):
         elif func is Tensor.new_tensor or (func in _UPLOADS and kwargs.get('device') is not None):
             self.waits.note(f'{func.__name__} to the device')
         return func(*args, **kwargs)
+
+
+def _on(device: str, args: tuple) -> bool:
+    return any(x.device.type == device for x in tree_leaves(args) if isinstance(x, Tensor))
 
 
 def _place(frame: FrameType | None) -> str:

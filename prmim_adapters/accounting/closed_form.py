@@ -8,13 +8,14 @@ LayerNorm. A light stage is not part of a prediction: subtract its own count bef
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..adapters import ADAPTERS, Declaration, attachment_of, partial_of
+from ..packed.sequences import plan_calls
 from .loss_path import Batch
 
 
@@ -25,12 +26,14 @@ class Tokens:
     Attributes:
         length: L, positions of the patch grid. masked: M. thrown: T.
         predicted: positions whose prediction the loss needs.
+        filling: tokens by which attention pads the image's sequence.
     """
 
     length: int
     masked: int
     thrown: int
     predicted: int
+    filling: int = 0
 
 
 def predicted_saving(model: nn.Module, batch: Batch) -> float | None:
@@ -52,6 +55,8 @@ def predicted_saving(model: nn.Module, batch: Batch) -> float | None:
     if formula is None:
         return declared(model, adapter) if isinstance(adapter, Declaration) else None
     counts = [token_counts(model, masked) for masked in _masked_counts(model, batch)]
+    if partial_of(model).ragged:
+        counts = _padded(counts, partial_of(model).num_prefix)
     images = len(batch['data_samples'] or [0])
     if attachment.seams.num_masked is not None:
         images = 1
@@ -81,6 +86,16 @@ def _masked_counts(model: nn.Module, batch: Batch) -> list[int]:
         share = (mask.flatten(1) if partial.ragged else mask.flatten()[None]).float().mean(1)
         counts += (share * partial.grid[0] * partial.grid[1]).round().int().tolist()
     return counts
+
+
+def _padded(counts: list[Tokens], prefix: int) -> list[Tokens]:
+    """With what attention pads: longer sequences come first, as in ``partition_ragged``."""
+    lengths = [prefix + tokens.length - tokens.thrown for tokens in counts]
+    widths = {}
+    for call in plan_calls(sorted(lengths, reverse=True), torch.device('cpu')):
+        widths.update(dict.fromkeys(call.lengths, call.width))
+    pairs = zip(counts, lengths, strict=True)
+    return [replace(tokens, filling=widths[length] - length) for tokens, length in pairs]
 
 
 def block_macs(blocks: nn.Module, before: int, after: int) -> float:
@@ -249,7 +264,10 @@ FORMULAS: dict[str, Callable[[Any, Tokens], float]] = {
 def _vit(backbone: Any, tokens: Tokens) -> float:
     before = tokens.length + 1
     blocks = [backbone.layers, *([backbone.ln1] if backbone.final_norm else [])]
-    return block_macs(nn.ModuleList(blocks), before, before - tokens.thrown)
+    after = before - tokens.thrown
+    filling = (after + tokens.filling) ** 2 - after**2
+    padding = 2 * sum(_attention_width(m) for m in backbone.layers.modules()) * filling
+    return block_macs(nn.ModuleList(blocks), before, after) - padding
 
 
 def _swin(backbone: Any, tokens: Tokens) -> float:

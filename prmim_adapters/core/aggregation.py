@@ -9,8 +9,11 @@ An aggregator is a module with ``forward(features, partition, queries) -> (B, T,
   mask token + position embedding. All images share it, so it is projected once per batch. Or
   (B, T, C), the same at ``partition.thrown`` only, where it differs between images.
 
-and a constructor ``Aggregator(width=C, grid=(H, W), **options)``. The forms are this project's own:
-the paper's abstract (arXiv 2411.15746) fixes a light spatial aggregation, not its form.
+and a constructor ``Aggregator(width=C, grid=(H, W), **options)``. One with an attribute
+``takes_padding = True`` gets ragged masks in one call, and leaves out present tokens where
+``partition.filled`` is False; others are called for each number of tokens. The forms are this
+project's own: the paper's abstract (arXiv 2411.15746) fixes a light spatial aggregation, not its
+form.
 """
 
 from __future__ import annotations
@@ -70,6 +73,11 @@ class CrossAttention(nn.Module):
         self.project = nn.Linear(inner, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
+    @property
+    def takes_padding(self) -> bool:
+        """See the module docstring."""
+        return self.sources == 'present' and self.neighbours is None
+
     def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
         """See the module docstring for shapes.
 
@@ -100,9 +108,9 @@ class CrossAttention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _near(self, partition: TokenPartition, positions: Tensor) -> Tensor | None:
-        """(B, 1, T, N) bool, True at the nearest sources; None attends to all."""
+        """(B, 1, T or 1, N) bool, True at the nearest sources; None attends to all."""
         if self.neighbours is None:
-            return None
+            return None if partition.filled is None else partition.filled[:, None, None]
         nearest, _ = nearest_sources(partition.thrown, positions, self.grid, self.neighbours)
         shape = (*partition.thrown.shape, positions.shape[1])
         allowed = torch.zeros(shape, dtype=torch.bool, device=nearest.device)

@@ -6,8 +6,9 @@ All index work is integer work outside autograd; features are only gathered and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,12 +26,15 @@ class TokenPartition:
         kept: (B, K) int64, masked positions that the heavy network processes.
         thrown: (B, T) int64, masked positions that it does not process.
         grid: height and width in tokens; V + K + T = height * width.
+        filled: (B, V + K) bool, False at present positions that only fill up their row, which an
+            aggregator with ``takes_padding`` leaves out; None where none does.
     """
 
     visible: Tensor
     kept: Tensor
     thrown: Tensor
     grid: Grid
+    filled: Tensor | None = None
 
     @property
     def present(self) -> Tensor:
@@ -53,27 +57,103 @@ class RaggedPartition:
     """Partitions of a batch whose images differ in their number of masked tokens.
 
     Attributes:
-        groups: indices (n,) int64 into the batch and the partition of those images, one pair for
-            each number of masked tokens.
+        images: (B,) int64, indices into the batch, those with equally many masked tokens together.
+        positions: (B, L) int64, of each of these images its visible, kept and thrown positions.
+        sizes: of each group, its number of images, V and K.
+        grid: height and width in tokens, H * W = L.
     """
 
-    groups: tuple[tuple[Tensor, TokenPartition], ...]
+    images: Tensor
+    positions: Tensor
+    sizes: tuple[tuple[int, int, int], ...]
+    grid: Grid
+
+    @cached_property
+    def groups(self) -> tuple[tuple[Tensor, TokenPartition], ...]:
+        """Indices (n,) into the batch and the partition of those images, for each group."""
+        counts = [count for count, _, _ in self.sizes]
+        rows = zip(self.images.split(counts), self.positions.split(counts), strict=True)
+        found = []
+        for (index, positions), (_, visible, kept) in zip(rows, self.sizes, strict=True):
+            parts = [visible, kept, positions.shape[1] - visible - kept]
+            seen, keeping, thrown = positions.split(parts, dim=1)
+            found.append((index, TokenPartition(seen, keeping, thrown, self.grid)))
+        return tuple(found)
 
     def __iter__(self) -> Iterator[tuple[Tensor, TokenPartition]]:
         return iter(self.groups)
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.sizes)
 
     @property
     def num_thrown(self) -> int:
         """Thrown tokens of all images together."""
-        return sum(part.thrown.numel() for _, part in self.groups)
+        length = self.grid[0] * self.grid[1]
+        return sum(count * (length - visible - kept) for count, visible, kept in self.sizes)
 
     @property
     def order(self) -> Tensor:
         """(B,) int64: puts rows that stand group after group back into the batch's order."""
-        return torch.cat([index for index, _ in self.groups]).argsort()
+        return self.images.argsort()
+
+    @property
+    def num_visible(self) -> list[int]:
+        """V of every image, group after group."""
+        return [visible for count, visible, _ in self.sizes for _ in range(count)]
+
+    @property
+    def num_present(self) -> list[int]:
+        """V + K of every image, group after group."""
+        return [visible + kept for count, visible, kept in self.sizes for _ in range(count)]
+
+    def rows(self, first: list[int] | int, last: list[int] | int) -> Tensor:
+        """Rows, image * L + position, of every image's ``positions`` from ``first`` to ``last``.
+
+        Args:
+            first: of each image, or of all.
+            last: likewise, itself not taken.
+
+        Returns:
+            (n,) int64, image after image, in the order of ``images``.
+        """
+        length = self.positions.shape[1]
+        places = ragged_places(first, last, length, self.images.device)
+        return (self.images[:, None] * length + self.positions).flatten().index_select(0, places)
+
+
+def ragged_places(
+    first: Sequence[int] | int, last: Sequence[int] | int, width: int, device: torch.device
+) -> Tensor:
+    """Places row * width + column of a matrix, from column ``first`` of each row to ``last``.
+
+    Found on the host, which knows the sizes: the device is not waited for.
+
+    Args:
+        first: of each row, or of all.
+        last: likewise, itself not taken; one of the two says how many rows there are.
+        width: of the matrix.
+        device: of the result.
+
+    Returns:
+        (n,) int64, row after row.
+    """
+    start, stop = (torch.tensor(x).view(-1, 1) for x in (first, last))
+    column = torch.arange(width)
+    inside = (column >= start) & (column < stop)
+    return inside.flatten().nonzero().flatten().to(device, non_blocking=True)
+
+
+def padded_rows(lengths: Sequence[int], width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of packed sequences that fill a matrix.
+
+    Returns:
+        (b, width) int64, the row of every place, 0 beyond a sequence; and (b, width) bool, whether a
+        place is inside of it.
+    """
+    inside = torch.arange(width) < torch.tensor(lengths)[:, None]
+    rows = (inside.flatten().cumsum(0) - 1).where(inside.flatten(), 0).view_as(inside)
+    return rows.to(device, non_blocking=True), inside.to(device, non_blocking=True)
 
 
 @torch.no_grad()
@@ -148,18 +228,12 @@ def partition_ragged(
     images: dict[tuple[int, int], list[int]] = {}
     for image, pair in enumerate(zip(*counts, strict=True)):
         images.setdefault(pair, []).append(image)
-    sizes, members = zip(*sorted(images.items()), strict=True)
-    # One copy to the device and one gather for all groups: each would wait for the device.
-    index = torch.tensor([image for group in members for image in group], device=mask.device)
-    lengths = [len(group) for group in members]
-    groups = []
-    for (masked, keeping), group, rows in zip(
-        sizes, index.split(lengths), order[index].split(lengths), strict=True
-    ):
-        parts = [mask.shape[1] - masked, keeping, masked - keeping]
-        visible, kept_index, thrown = rows.split(parts, dim=1)
-        groups.append((group, TokenPartition(visible, kept_index, thrown, grid)))
-    return RaggedPartition(tuple(groups))
+    groups = sorted(images.items())
+    # One copy to the device for all groups: each would wait for it.
+    index = torch.tensor([image for _, group in groups for image in group], device=mask.device)
+    length = mask.shape[1]
+    sizes = tuple((len(group), length - masked, keeping) for (masked, keeping), group in groups)
+    return RaggedPartition(index, order[index], sizes, grid)
 
 
 def check_mask(mask: Tensor, grid: Grid) -> None:

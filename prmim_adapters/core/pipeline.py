@@ -30,8 +30,10 @@ from .partition import (
     TokenPartition,
     count_masked,
     gather_tokens,
+    padded_rows,
     partition_ragged,
     partition_tokens,
+    ragged_places,
 )
 from .randomness import Randomness
 from .sampling import squared_distance_to
@@ -154,8 +156,12 @@ class PartialReconstruction(nn.Module):
         num_masked = mask.sum(dim=1)
         num_kept = num_masked - self.thrown_counts(num_masked)
         noise = self.randomness(mask)
-        parts = partition_ragged(mask, num_kept, self.grid, self.sampler, noise)
-        return RaggedPartition(tuple((index, self._in_stages(part)) for index, part in parts))
+        groups = partition_ragged(mask, num_kept, self.grid, self.sampler, noise)
+        if self.num_stages < 2:
+            return groups
+        staged = [self._in_stages(part) for _, part in groups]
+        rows = [torch.cat((part.present, part.thrown), dim=1) for part in staged]
+        return replace(groups, positions=torch.cat(rows))
 
     def _in_stages(self, partition: TokenPartition) -> TokenPartition:
         """Thrown tokens in the order in which the stages reconstruct them."""
@@ -243,6 +249,47 @@ class PartialReconstruction(nn.Module):
             if len(done) < stages:
                 kept, known = torch.cat((kept, thrown), 1), torch.cat((known, done[-1]), 1)
         return done
+
+    def reconstruct_ragged(
+        self, groups: RaggedPartition, features: Tensor, queries: Tensor
+    ) -> Tensor:
+        """:meth:`reconstruct` of ragged masks, in one call of a light stage that takes padding.
+
+        Args:
+            groups: of this pass.
+            features: (R, C) at the present positions, image after image.
+            queries: (L, C), mask token + position of every grid position.
+
+        Returns:
+            (n, C) at the :meth:`supervised` positions, image after image: kept, then thrown.
+        """
+        at_once = self.num_stages == 1 and len(groups) > 1
+        if at_once and getattr(self.aggregators[0], 'takes_padding', False):
+            return self._at_once(groups, features, queries)
+        sizes = [count * (visible + kept) for count, visible, kept in groups.sizes]
+        rows = []
+        for (index, part), found in zip(groups, features.split(sizes), strict=True):
+            rows.append(self.reconstruct(part, found.unflatten(0, (len(index), -1)), queries))
+        return torch.cat([found.flatten(0, 1) for found in rows])
+
+    def _at_once(self, groups: RaggedPartition, features: Tensor, queries: Tensor) -> Tensor:
+        """All groups padded to one partition, whose visible tokens are all present ones."""
+        num_visible, num_present = groups.num_visible, groups.num_present
+        length, device = groups.positions.shape[1], features.device
+        width, fewest = max(num_present), min(num_present)
+        row, filled = padded_rows(num_present, width, device)
+        present, thrown = groups.positions[:, :width], groups.positions[:, fewest:]
+        partition = TokenPartition(present, present[:, :0], thrown, groups.grid, filled)
+        known = features.index_select(0, row.flatten()).unflatten(0, row.shape)
+        (done,) = self._thrown(partition, known, queries, 0)
+
+        # For all positions of an image, the row of its feature, given before what was made here.
+        given = torch.arange(len(features), device=device)
+        made = torch.arange(done[..., 0].numel(), device=device).view(thrown.shape) + len(features)
+        source = torch.cat((made.new_zeros(len(made), fewest), made), dim=1).flatten()
+        source = source.index_copy(0, ragged_places(0, num_present, length, device), given)
+        wanted = source.index_select(0, ragged_places(num_visible, length, length, device))
+        return torch.cat((features, done.flatten(0, 1))).index_select(0, wanted)
 
     def supervised(self, partition: TokenPartition) -> Tensor:
         """(B, n) int64 positions whose prediction the loss needs: kept, then thrown."""

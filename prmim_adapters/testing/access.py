@@ -57,7 +57,9 @@ def nothing_thrown(model: nn.Module) -> Iterator[None]:
     ratio, partial.throw_ratio = partial.throw_ratio, 0.0
     handle = partial.register_forward_hook(
         lambda module, args, made: (
-            _AsIfThrown(made.groups) if isinstance(made, RaggedPartition) else None
+            _AsIfThrown(made.images, made.positions, made.sizes, made.grid)
+            if isinstance(made, RaggedPartition)
+            else None
         )
     )
     try:

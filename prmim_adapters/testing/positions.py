@@ -128,12 +128,13 @@ def check_features_follow_their_positions(case: AdapterCase) -> None:
 def check_light_stage_knows_positions(case: AdapterCase) -> None:
     """Cross-attention is told where its keys are, unless features say so themselves."""
     model = case.attached(_token_wise(case, case.build))
+    aggregator: Any = case.partial(model).aggregators[0]
+    aggregator.neighbours = 10**6  # all, and not padded: ragged masks come one size at a time
     features, partition, queries = _calls_of_light_stage(case, model, case.fixed_batch())[0]
     kept = features[:, partition.visible.shape[1] :].flatten(0, 1)
     if not torch.allclose(kept, kept[:1], rtol=1e-3, atol=1e-4):
         return  # mask tokens differ by their position
     moved = replace(partition, visible=partition.visible.flip(1))
-    aggregator = case.partial(model).aggregators[0]
     with torch.no_grad():
         here, there = (aggregator(features, p, queries) for p in (partition, moved))
     assert not torch.equal(here, there), 'keys at other positions make no difference'

@@ -7,7 +7,7 @@ from masks import random_mask
 from torch.testing import assert_close
 
 from prmim_adapters.core import PartialReconstruction, sincos_positions
-from prmim_adapters.core.aggregation import Distance
+from prmim_adapters.core.aggregation import CrossAttention, Distance
 from prmim_adapters.core.sampling import farthest, random, squared_distance_to
 
 GRID, WIDTH = (6, 6), 4
@@ -102,6 +102,47 @@ def test_ragged_rule():
     """min(round(r * L), floor(2/3 * M)), computed by hand for L = 36, r = 0.5."""
     counts = pipeline().thrown_counts(torch.tensor([0, 1, 2, 3, 10, 27, 36]))
     assert counts.tolist() == [0, 0, 1, 2, 6, 18, 18]
+
+
+@pytest.mark.parametrize(
+    ('options', 'calls'),
+    [({}, 1), ({'key_positions': True}, 1), ({'sources': 'kept'}, 4), ({'neighbours': 3}, 4)],
+)
+def test_ragged_masks_are_reconstructed_as_each_size_by_itself(options, calls):
+    torch.manual_seed(0)
+    light = CrossAttention(WIDTH, GRID, heads=2, inner=4, **options).double()
+    partial = PartialReconstruction(0.5, GRID, farthest, [light], ragged=True)
+    mask = torch.cat([random_mask(n, 36, m) for n, m in ((2, 30), (1, 12), (3, 21), (1, 2))])
+    groups = partial(mask[torch.randperm(len(mask))])
+    assert len(groups) == 4
+    seen = []
+    light.register_forward_hook(lambda _, args, out: seen.append(out.shape))
+    packed = torch.randn(sum(groups.num_present), WIDTH, dtype=torch.double)
+    queries = torch.randn(36, WIDTH, dtype=torch.double)
+
+    def run(function):
+        features, asked = packed.clone().requires_grad_(), queries.clone().requires_grad_()
+        light.zero_grad()
+        rows = function(features, asked)
+        (rows * torch.arange(len(rows))[:, None]).sum().backward()
+        return [rows, features.grad, asked.grad, *(p.grad.clone() for p in light.parameters())]
+
+    def one_by_one(features, asked):
+        parts = features.split([len(i) * p.present.shape[1] for i, p in groups])
+        rows = [
+            partial.reconstruct(p, part.view(len(i), -1, WIDTH), asked).flatten(0, 1)
+            for (i, p), part in zip(groups, parts, strict=True)
+        ]
+        return torch.cat(rows)
+
+    found = run(lambda *given: partial.reconstruct_ragged(groups, *given))
+    assert len(seen) == calls
+    for ours, theirs in zip(found, run(one_by_one), strict=True):
+        assert_close(ours, theirs)
+    expected = [
+        i * 36 + p for index, part in groups for i, p in zip(index, part.masked, strict=True)
+    ]
+    assert torch.equal(groups.rows(groups.num_visible, 36), torch.cat(expected))
 
 
 def test_one_masked_token_is_kept_whatever_the_share():

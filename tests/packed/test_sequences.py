@@ -6,7 +6,7 @@ import torch
 
 from prmim_adapters.adapters.mmpretrain.ibot import describe
 from prmim_adapters.frameworks.ibot import IBOTViT
-from prmim_adapters.packed.sequences import encode_sequences
+from prmim_adapters.packed.sequences import encode_packed, plan_calls
 
 WIDTH = 32
 
@@ -24,13 +24,17 @@ def vit(num_layers=3, drop_path_rate=0.0):
 
 
 def packed(backbone, sequences):
-    return encode_sequences(sequences, map(describe, backbone.layers), backbone.ln1)
+    lengths = [x.shape[1] for x in sequences for _ in x]
+    rows = torch.cat([x.flatten(0, 1) for x in sequences])
+    rows = encode_packed(rows, lengths, map(describe, backbone.layers), backbone.ln1)
+    parts = rows.split([x.shape[0] * x.shape[1] for x in sequences])
+    return [part.view_as(x) for part, x in zip(parts, sequences, strict=True)]
 
 
 @pytest.mark.parametrize('drop_path_rate', [0.0, 0.5])
 def test_packing_changes_neither_outputs_nor_gradients(drop_path_rate):
     backbone = vit(drop_path_rate=drop_path_rate)
-    sequences = [torch.randn(b, n, WIDTH) for b, n in ((3, 9), (1, 25), (2, 25), (2, 4))]
+    sequences = [torch.randn(b, n, WIDTH) for b, n in ((3, 9), (1, 25), (2, 23), (2, 22), (2, 4))]
     weights = [torch.randn_like(x) for x in sequences]
 
     def run(encode):
@@ -79,7 +83,7 @@ def test_stochastic_depth_drops_whole_images():
 
 
 def test_lengths_add_only_the_kernels_of_attention():
-    """Token-wise layers and stochastic depth run once, attention once for each length."""
+    """Token-wise layers and stochastic depth run once, attention for lengths far from each other."""
     backbone = vit(2, drop_path_rate=0.5)
     attention = 'aten::scaled_dot_product_attention'
 
@@ -93,5 +97,19 @@ def test_lengths_add_only_the_kernels_of_attention():
 
     one = kernels((6, 5))
     assert one['aten::rand'] == one[attention] == 2
-    assert kernels((2, 7), (2, 5), (2, 3)) == one | {attention: 6}
+    assert kernels((2, 9), (2, 6), (2, 3)) == one | {attention: 6}
+    assert kernels((2, 8), (2, 7), (2, 8)) == one
     assert kernels((2, 5), (4, 5)) == one
+
+
+def test_calls_of_attention_pad_by_an_eighth():
+    calls = plan_calls([197] * 32 + list(range(196, 132, -2)), torch.device('cpu'))
+    ends = [(max(call.lengths), min(call.lengths), call.width) for call in calls]
+    assert ends == [(197, 174, 200), (172, 152, 176), (150, 134, 152)]
+    assert sum(len(call.lengths) for call in calls) == 64
+    first = calls[0]
+    assert torch.equal(first.mask[:, 0, 0].sum(1), torch.tensor(first.lengths))
+    assert torch.equal(first.rows[first.places], torch.arange(sum(first.lengths)))
+    (whole,) = plan_calls([5, 5], torch.device('cpu'))
+    assert whole.rows is None
+    assert whole.width == 5

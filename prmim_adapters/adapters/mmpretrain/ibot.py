@@ -24,7 +24,12 @@ from torch import Tensor, nn
 
 from ...core import PartialReconstruction, RaggedPartition
 from ...frameworks.ibot import IBOT, IBOTViT, MaskedTokens
-from ...packed.sequences import SequenceBlock, encode_sequences, present_sequences
+from ...packed.sequences import (
+    SequenceBlock,
+    encode_packed,
+    pack_present,
+    split_class_tokens,
+)
 from ..registry import ADAPTERS
 from ..seams import Seams
 
@@ -43,36 +48,34 @@ class PRIBOTViT(IBOTViT):
             cls = whole.cls + self.partial.unused()
             return whole._replace(cls=cls, log={'thrown_share': share})
 
-        features = self._encode_ragged(present_sequences(self.embed(x, mask), groups))
-        positions = self.positions(self.partial.grid)[0, 1:]
-        queries = self.mask_token[0] + positions
-        patches = [
-            self.partial.reconstruct(partition, f[:, 1:], queries).flatten(0, 1)
-            for f, (_, partition) in zip(features, groups, strict=True)
-        ]
-        length = mask.shape[1]
-        rows = [(i[:, None] * length + self.partial.supervised(p)).flatten() for i, p in groups]
+        packed = self._encode_ragged(
+            pack_present(self.embed(x, mask), groups), [1 + n for n in groups.num_present]
+        )
+        cls, features = split_class_tokens(packed, groups)
+        queries = self.mask_token[0] + self.positions(self.partial.grid)[0, 1:]
+        supervises, length = self.partial.supervises_thrown, mask.shape[1]
+        last = length if supervises else groups.num_present
         return MaskedTokens(
-            cls=torch.cat([f[:, 0] for f in features])[groups.order],
-            patches=torch.cat(patches),
-            rows=torch.cat(rows),
+            cls=cls,
+            patches=self.partial.reconstruct_ragged(groups, features, queries),
+            rows=groups.rows(groups.num_visible, last),
             weight=self._weight(mask, groups),
             log={'thrown_share': share},
         )
 
-    def _encode_ragged(self, sequences: list[Tensor]) -> list[Tensor]:
-        """All layers and the final norm on (b, n, C), one tensor for each length n."""
-        if len(sequences) == 1:
-            return [self.encode(sequences[0])]
+    def _encode_ragged(self, packed: Tensor, lengths: list[int]) -> Tensor:
+        """All layers and the final norm on sequences of these lengths, (R, C) -> (R, C)."""
+        if len(set(lengths)) == 1:
+            return self.encode(packed.unflatten(0, (-1, lengths[0]))).flatten(0, 1)
         norm = self.ln1 if self.final_norm else nn.Identity()
-        return encode_sequences(sequences, map(describe, self.layers), norm)
+        return encode_packed(packed, lengths, map(describe, self.layers), norm)
 
     def _weight(self, mask: Tensor, groups: RaggedPartition) -> Tensor:
         """(N, L) weight of every token in the loss."""
         weight = mask.float()
-        thrown = self.partial.thrown_weight if self.partial.supervises_thrown else 0.0
-        for index, partition in groups:
-            weight[index[:, None], partition.thrown] = thrown
+        if self.partial.changes_loss:
+            thrown = self.partial.thrown_weight if self.partial.supervises_thrown else 0.0
+            weight.view(-1)[groups.rows(groups.num_present, mask.shape[1])] = thrown
         return weight
 
 
@@ -80,9 +83,9 @@ def describe(layer: Any) -> SequenceBlock:
     """A layer of mmpretrain's ``VisionTransformer``."""
     attention, ffn = layer.attn, layer.ffn
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         dropout = attention.attn_drop if attention.training else 0.0
-        return attention.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return attention.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout)
 
     return SequenceBlock(
         qkv=lambda x: attention.qkv(layer.ln1(x)),

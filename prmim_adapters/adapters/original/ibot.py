@@ -7,7 +7,7 @@ Modifications:
   and training script see no difference. Local crops (``masked_im_modeling`` off), the teacher, and
   batches that throw nothing take upstream's path.
 * Masks may be ragged: an image throws ``min(round(throw_ratio * L), floor(max_masked_share * M))``
-  of its M masked tokens. Token-wise layers run once on all images, attention once per length.
+  of its M masked tokens. Token-wise layers run once on all images (see ``packed/sequences.py``).
 * Parameters keep their names. The student's new ones have no counterpart in the teacher, whose
   moving average goes by name. They get a gradient of zero in steps that throw nothing, since
   upstream's DDP waits for every gradient.
@@ -24,8 +24,12 @@ import torch
 from torch import Tensor
 
 from ...core import PartialReconstruction, RaggedPartition
-from ...packed.sequences import SequenceBlock, encode_sequences, present_sequences
-from ..dense import dense_features
+from ...packed.sequences import (
+    SequenceBlock,
+    encode_packed,
+    pack_present,
+    split_class_tokens,
+)
 from ..registry import ADAPTERS
 from ..seams import Seams
 from .classes import UpstreamClasses
@@ -53,15 +57,18 @@ class VisionTransformerSeam:
 
     def _encode_present(self: Any, tokens: Tensor, groups: RaggedPartition) -> Tensor:
         """Embedded tokens (N, 1 + L, C) -> encoded (N, 1 + L, C)."""
-        features = encode_sequences(
-            present_sequences(tokens, groups), map(_describe, self.blocks), self.norm
+        lengths = [1 + count for count in groups.num_present]
+        packed = encode_packed(
+            pack_present(tokens, groups), lengths, map(_describe, self.blocks), self.norm
         )
+        cls, features = split_class_tokens(packed, groups)
         queries = self.masked_embed + self.pos_embed[0, 1:]
-        rows = []
-        for f, (_, partition) in zip(features, groups, strict=True):
-            patches = dense_features(self.partial, partition, f[:, 1:], queries)
-            rows.append(torch.cat((f[:, :1], patches), dim=1))
-        out = torch.cat(rows)[groups.order]
+        rebuilt = self.partial.reconstruct_ragged(groups, features, queries)
+        length = tokens.shape[1] - 1
+        patches = rebuilt.new_zeros(len(tokens) * length, rebuilt.shape[1])
+        patches = patches.index_copy(0, groups.rows(0, groups.num_present), features)
+        patches = patches.index_copy(0, groups.rows(groups.num_visible, length), rebuilt)
+        out = torch.cat((cls[:, None], patches.unflatten(0, (-1, length))), dim=1)
         if self.fc_norm is None:
             return out
         return torch.cat((self.fc_norm(out[:, 1:].mean(1, keepdim=True)), out[:, 1:]), dim=1)
@@ -70,9 +77,11 @@ class VisionTransformerSeam:
 def _describe(block: Any) -> SequenceBlock:
     attention = block.attn
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        weights = (query @ key.transpose(-2, -1) * attention.scale).softmax(dim=-1)
-        return attention.attn_drop(weights) @ value
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        scores = query @ key.transpose(-2, -1) * attention.scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return attention.attn_drop(scores.softmax(dim=-1)) @ value
 
     def scaled(gamma: Tensor | None, update: Tensor) -> Tensor:
         return update if gamma is None else gamma * update
