@@ -76,7 +76,10 @@ def draw(points: Points, path: Path) -> None:
             axes.plot(ratios, values, VARIANTS[variant], marker='o', color=colour, label=label)
         axes.set(title=title, xlabel='throw ratio')
         axes.grid(alpha=0.3)
-    panels[0].set(ylabel='framework = 1', ylim=(0, 1.05), xlim=(0, None))
+    highest = max(
+        1.0, *(value for found in points.values() for _, *pair in found for value in pair)
+    )
+    panels[0].set(ylabel='framework = 1', ylim=(0, 1.05 * highest), xlim=(0, None))
     panels[-1].legend(fontsize='small')
     figure.tight_layout()
     figure.savefig(path, dpi=150)
