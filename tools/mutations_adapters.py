@@ -19,7 +19,7 @@ def queries() -> Iterator[Mutation]:
          'maskfeat'),
         ('mmpretrain/beit', 'return Encoded(partition, {}, ', '(queries - backbone.mask_token[0])',
          'beit', 'beitv2', 'simmim-vit'),
-        ('mmpretrain/ibot', '(partition, f[:, 1:], {})', 'positions', 'ibot'),
+        ('mmpretrain/ibot', '(groups, features, {})', '(queries - self.mask_token[0])', 'ibot'),
         ('mmpretrain/simmim', '(partition, features, {}))', '', 'simmim-swin'),
         ('mmpretrain/spark', '(partition, pixels, {})', '', 'spark'),
         ('huggingface/vit', 'tokens[:, 1:], {})', 'self.embeddings.position_embeddings[0, 1:]',
@@ -30,7 +30,7 @@ def queries() -> Iterator[Mutation]:
         ('original/simmim', 'self.norm(x)[:, 1:], {})', '(queries - self.mask_token[0])',
          'original-simmim-vit', 'original-simmim-vit-ape'),
         ('original/swin', 'encoder.norm(x), {})', '', 'original-simmim-swin'),
-        ('original/ibot', 'f[:, 1:], {})', 'self.pos_embed[0, 1:]', 'original-ibot'),
+        ('original/ibot', '(groups, features, {})', 'self.pos_embed[0, 1:]', 'original-ibot'),
     ]  # fmt: skip
     for file, call, positions, *cases in rows:
         old, path, tests = call.format('queries'), f'adapters/{file}.py', contract(EXACT, *cases)
@@ -103,8 +103,8 @@ ADAPTERS = [
     Mutation(
         'ViT encoder: present rows reversed (iBOT)',
         'packed/sequences.py',
-        'gather_tokens(tokens[i, 1:], p.present)',
-        'gather_tokens(tokens[i, 1:], p.present.flip(1))',
+        'F.pad(groups.positions + 1, (1, 0))',
+        'F.pad(groups.positions.flip(1) + 1, (1, 0))',
         contract(EXACT, 'ibot', 'ibot-ragged'),
     ),
     Mutation(

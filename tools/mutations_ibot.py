@@ -86,9 +86,30 @@ IBOT = [
     Mutation(
         'ragged shares: groups in their own order',
         'core/partition.py',
-        'return torch.cat([index for index, _ in self.groups]).argsort()',
-        'return torch.cat([index for index, _ in self.groups])',
+        'return self.images.argsort()',
+        'return self.images',
         contract(OWN_PATH, 'ibot-ragged'),
+    ),
+    Mutation(
+        'ragged attention: what fills up is attended to',
+        'packed/sequences.py',
+        'block.attend(padded, self.mask)',
+        'block.attend(padded, None)',
+        named('packed/test_sequences', 'test_packing_changes_neither_outputs_nor_gradients'),
+    ),
+    Mutation(
+        'ragged light stage: what fills up is attended to',
+        'core/aggregation.py',
+        'return None if partition.filled is None else partition.filled[:, None, None]',
+        'return None',
+        named('core/test_pipeline', 'test_ragged_masks_are_reconstructed_as_each_size_by_itself'),
+    ),
+    Mutation(
+        'ragged light stage: rows of the first image for all',
+        'core/pipeline.py',
+        'ragged_places(num_visible, length, length, device)',
+        'ragged_places(num_visible[:1] * len(num_visible), length, length, device)',
+        named('core/test_pipeline', 'test_ragged_masks_are_reconstructed_as_each_size_by_itself'),
     ),
     Mutation(
         'no gradient for the light stage where nothing is thrown',
