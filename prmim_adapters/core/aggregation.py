@@ -75,8 +75,10 @@ class CrossAttention(nn.Module):
 
     @property
     def takes_padding(self) -> bool:
-        """See the module docstring."""
-        return self.sources == 'present' and self.neighbours is None
+        """See the module docstring; not of a subclass with an attention of its own."""
+        cls = type(self)
+        own = cls.forward is CrossAttention.forward and cls._near is CrossAttention._near
+        return own and self.sources == 'present' and self.neighbours is None
 
     def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
         """See the module docstring for shapes.

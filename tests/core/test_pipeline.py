@@ -104,13 +104,26 @@ def test_ragged_rule():
     assert counts.tolist() == [0, 0, 1, 2, 6, 18, 18]
 
 
+class OwnAttention(CrossAttention):
+    """A user's, who knows nothing of padding."""
+
+    def forward(self, features, partition, queries):
+        return super().forward(features, partition, queries)
+
+
 @pytest.mark.parametrize(
-    ('options', 'calls'),
-    [({}, 1), ({'key_positions': True}, 1), ({'sources': 'kept'}, 4), ({'neighbours': 3}, 4)],
+    ('cls', 'options', 'calls'),
+    [
+        (CrossAttention, {}, 1),
+        (CrossAttention, {'key_positions': True}, 1),
+        (CrossAttention, {'sources': 'kept'}, 4),
+        (CrossAttention, {'neighbours': 3}, 4),
+        (OwnAttention, {}, 4),
+    ],
 )
-def test_ragged_masks_are_reconstructed_as_each_size_by_itself(options, calls):
+def test_ragged_masks_are_reconstructed_as_each_size_by_itself(cls, options, calls):
     torch.manual_seed(0)
-    light = CrossAttention(WIDTH, GRID, heads=2, inner=4, **options).double()
+    light = cls(WIDTH, GRID, heads=2, inner=4, **options).double()
     partial = PartialReconstruction(0.5, GRID, farthest, [light], ragged=True)
     mask = torch.cat([random_mask(n, 36, m) for n, m in ((2, 30), (1, 12), (3, 21), (1, 2))])
     groups = partial(mask[torch.randperm(len(mask))])

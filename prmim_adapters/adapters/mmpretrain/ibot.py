@@ -72,11 +72,11 @@ class PRIBOTViT(IBOTViT):
 
     def _weight(self, mask: Tensor, groups: RaggedPartition) -> Tensor:
         """(N, L) weight of every token in the loss."""
-        weight = mask.float()
-        if self.partial.changes_loss:
-            thrown = self.partial.thrown_weight if self.partial.supervises_thrown else 0.0
-            weight.view(-1)[groups.rows(groups.num_present, mask.shape[1])] = thrown
-        return weight
+        if not self.partial.changes_loss:
+            return mask.float()
+        thrown = self.partial.thrown_weight if self.partial.supervises_thrown else 0.0
+        rows = groups.rows(groups.num_present, mask.shape[1])
+        return mask.float().flatten().index_fill(0, rows, thrown).view(mask.shape)
 
 
 def describe(layer: Any) -> SequenceBlock:
