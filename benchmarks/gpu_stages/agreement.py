@@ -19,7 +19,7 @@ from prmim_adapters.accounting.variants import FRAMEWORK, OURS, build_variant
 from prmim_adapters.adapters import partial_of
 from prmim_adapters.openmmlab.compat import make_compilable
 
-from .context import Context
+from .context import ROOT, Context
 from .randomness import SameRandomness
 from .waiting import HostWaits, cuda_waits
 
@@ -69,7 +69,7 @@ def _each(context: Context, names: tuple[str, ...], run: Any) -> dict[str, Any]:
         except Exception as error:
             message = str(error).strip().splitlines() or ['']
             failures.append(f'{name}: {type(error).__name__}: {message[0]}')
-            found[name] = {'error': traceback.format_exc()[-4000:]}
+            found[name] = {'error': traceback.format_exc()[-4000:].replace(f'{ROOT}/', '')}
         context.keep(found)
     assert not failures, '; '.join(failures)
     return found
