@@ -85,7 +85,7 @@ IBOT = [
     ),
     Mutation(
         'ragged shares: groups in their own order',
-        'core/partition.py',
+        'core/ragged.py',
         'return self.images.argsort()',
         'return self.images',
         contract(OWN_PATH, 'ibot-ragged'),

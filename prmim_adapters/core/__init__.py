@@ -2,7 +2,6 @@
 """Tensors in, tensors out: partition, sampling, aggregation, and the pipeline that joins them."""
 
 from .partition import (
-    RaggedPartition,
     TokenPartition,
     count_masked,
     gather_tokens,
@@ -11,6 +10,7 @@ from .partition import (
     table_rows,
 )
 from .pipeline import PartialReconstruction, sincos_positions
+from .ragged import RaggedPartition
 
 __all__ = [
     'PartialReconstruction',

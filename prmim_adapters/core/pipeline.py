@@ -25,16 +25,13 @@ from torch.utils.checkpoint import checkpoint
 
 from .partition import (
     Grid,
-    RaggedPartition,
     Sampler,
     TokenPartition,
     count_masked,
     gather_tokens,
-    padded_rows,
-    partition_ragged,
     partition_tokens,
-    ragged_places,
 )
+from .ragged import RaggedPartition, padded_rows, partition_ragged, ragged_places
 from .randomness import Randomness
 from .sampling import squared_distance_to
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core.partition import RaggedPartition, padded_rows, ragged_places
+from ..core.ragged import RaggedPartition, padded_rows, ragged_places
 
 Function = Callable[[Tensor], Tensor]
 

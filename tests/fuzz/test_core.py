@@ -16,10 +16,10 @@ from prmim_adapters.core.aggregation import Convolution, CrossAttention, Distanc
 from prmim_adapters.core.partition import (
     TokenPartition,
     gather_tokens,
-    partition_ragged,
     partition_tokens,
     scatter_tokens,
 )
+from prmim_adapters.core.ragged import partition_ragged
 from prmim_adapters.core.sampling import farthest, lattice, random
 
 SAMPLERS = {
