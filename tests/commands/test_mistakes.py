@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize('line', MISTAKES)
 def test_one_line_with_the_remedy(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    # Python caches what a line imports, if no line before it did: not a file of the command's
+    monkeypatch.setattr(sys, 'dont_write_bytecode', True)
     before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
     result = CliRunner().invoke(main, shlex.split(line), prog_name='prmim')
     assert isinstance(result.exception, SystemExit), result.exception
