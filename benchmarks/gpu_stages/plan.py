@@ -107,7 +107,11 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         'profile', 'counted against measured', 'gpu_stages.profile.profile_steps',
-        {'configs': ((MAE, 256), (SIMMIM, 128), (SWIN, 64))}, seconds=30.0,
+        {'configs': ((MAE, 256), (SIMMIM, 128))}, seconds=30.0,
+    ),
+    Stage(
+        'profile_swin', 'the same of Swin-B', 'gpu_stages.profile.profile_steps',
+        {'configs': ((SWIN, 128),), 'page': 'profile_swin.txt'}, seconds=30.0,
     ),
     steps('milan', 'MILAN ViT-B/16', MILAN, 256),
     steps('itpn_clip', 'iTPN HiViT-B, CLIP', ITPN_CLIP, 128, 1.3, ratios=(0.25,)),

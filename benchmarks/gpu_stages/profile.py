@@ -45,8 +45,10 @@ KINDS = {
 STEPS = 3
 
 
-def profile_steps(context: Context, configs: tuple[tuple[str, int], ...]) -> dict[str, Any]:
-    """Time by kind and the ten longest kernels of a step, also written to ``profile.txt``."""
+def profile_steps(
+    context: Context, configs: tuple[tuple[str, int], ...], page: str = 'profile.txt'
+) -> dict[str, Any]:
+    """Time by kind and the ten longest kernels of a step, also written to a page for people."""
     found: dict[str, Any] = {}
     pages = []
     for config, images in configs[:1] if context.dry else configs:
@@ -54,7 +56,7 @@ def profile_steps(context: Context, configs: tuple[tuple[str, int], ...]) -> dic
         rows = [_profile(context, config, images, name) for name in names]
         found[config] = rows
         pages += [_page(config, row, rows[0]) for row in rows]
-        (context.out / 'profile.txt').write_text('\n\n'.join(pages) + '\n')
+        (context.out / page).write_text('\n\n'.join(pages) + '\n')
         context.keep(found)
     return found
 
