@@ -18,11 +18,17 @@ from result_files import RESULTS
 LINES = {
     'MAE ViT-B/16': ('mae', 'mae_ratios'),
     'SimMIM ViT-B/16': ('simmim_vit', 'simmim_ratios'),
-    'SimMIM Swin-B': ('simmim_swin',),
+    'SimMIM Swin-B, 128 images': ('simmim_swin',),
+    'SimMIM Swin-B, 512 images': ('simmim_swin_512',),
 }
 """Line to the stages that hold its points."""
 
-COLOURS = ('#0072b2', '#d55e00', '#009e73')  # Okabe and Ito: told apart by the colour-blind
+COLOURS = (
+    '#0072b2',
+    '#d55e00',
+    '#009e73',
+    '#cc79a7',
+)  # Okabe and Ito: told apart by the colour-blind
 VARIANTS = {'PR-MIM': '-', 'plain partial': '--'}
 PANELS = {'step time': time_of, 'peak memory': memory_of}
 
@@ -66,7 +72,9 @@ def draw(points: Points, path: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(PANELS), figsize=(8, 3.4), sharex=True, sharey=True)
+    figure, panels = pyplot.subplots(
+        1, len(PANELS), figsize=(8, 4.2), sharex=True, sharey=True, layout='constrained'
+    )
     for place, (axes, title) in enumerate(zip(panels, PANELS, strict=True), start=1):
         for (line, variant), found in points.items():
             ratios = [0.0, *(point[0] for point in found)]
@@ -80,8 +88,8 @@ def draw(points: Points, path: Path) -> None:
         1.0, *(value for found in points.values() for _, *pair in found for value in pair)
     )
     panels[0].set(ylabel='framework = 1', ylim=(0, 1.05 * highest), xlim=(0, None))
-    panels[-1].legend(fontsize='small')
-    figure.tight_layout()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize='small', ncols=2, loc='outside lower center')
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

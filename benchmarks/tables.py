@@ -29,8 +29,10 @@ STEPS = [
     ('SimMIM ViT-B/16, CPU, fp32', 'step_simmim_prmim_vitb_cpu_fp32_fused_b8'),
     ('MAE ViT-B/16, GPU, bf16', 'gpu/mae'),
     ('MAE ViT-B/16, GPU, bf16, explicit attention', 'gpu/mae_explicit'),
+    ('MAE ViT-B/16, GPU, bf16, torch.compile', 'gpu/mae_compiled'),
     ('SimMIM ViT-B/16, GPU, bf16', 'gpu/simmim_vit'),
     ('SimMIM Swin-B at 192, GPU, bf16', 'gpu/simmim_swin'),
+    ('SimMIM Swin-B at 192, GPU, bf16', 'gpu/simmim_swin_512'),
 ]
 """Rows of the table of measured steps: title and result file."""
 
