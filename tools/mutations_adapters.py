@@ -231,9 +231,23 @@ ADAPTERS = [
     ),
     Mutation(
         'Swin: regions of a shifted map attend to each other',
-        'packed/windows.py',
-        'mask = windows.absent if region is None else windows.absent + region',
-        'mask = windows.absent',
+        'packed/window_attention.py',
+        'mask = absent if region is None else absent + region',
+        'mask = absent',
         contract(OWN_PATH, 'simmim-swin', 'huggingface-swin'),
+    ),
+    Mutation(
+        'Swin: gradient of keys without the scale of the queries',
+        'packed/window_attention.py',
+        'of_k = of_scores.transpose(-2, -1) @ q',
+        'of_k = of_scores.transpose(-2, -1) @ (q / scale)',
+        named('packed/test_swin', 'test_the_backward_of_window_attention_is_autograds'),
+    ),
+    Mutation(
+        'Swin: padded positions give the bias of QKV no gradient',
+        'packed/window_attention.py',
+        '        of_qkv_bias = None\n        if padding is not None',
+        '        of_qkv_bias = None\n        if False',
+        named('packed/test_swin', 'test_the_backward_of_window_attention_is_autograds'),
     ),
 ]

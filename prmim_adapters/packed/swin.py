@@ -7,9 +7,9 @@ as a whole, so tokens stay packed as (B, U * side * side, C), unit after unit an
 each, through all stages: LayerNorm, QKV, projection, MLP and patch merging (whose 2x2 blocks never
 cross a unit) see present tokens only. Together they are 98 % of the multiply-adds.
 
-Attention alone is dense, in windows (see ``windows.py``). The dense copies and the attention matrix
-are recomputed in backward, so stored activations are proportional to present tokens as well. The
-result is exactly the dense network with thrown keys masked.
+Attention alone is dense, in windows (see ``window_attention.py``). The dense copies and the attention
+matrix are recomputed in backward, so stored activations are proportional to present tokens as well.
+The result is exactly the dense network with thrown keys masked.
 
 Implementations name and order the parts of a block differently: each adapter describes its blocks
 as :class:`SwinBlock` and its patch merging as a function.
@@ -27,7 +27,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.partition import Grid
 from .units import Units
-from .windows import WindowAttention, Windows, attend, place, window_layout
+from .window_attention import WindowAttention, attend, attend_again
+from .windows import Windows, place, window_layout
 
 
 @dataclass(frozen=True, eq=False)  # torch.compile looks a callable up by its hash
@@ -59,17 +60,8 @@ class SwinBlock:
 
     def _forward(self, x: Tensor, windows: Windows) -> Tensor:
         qkv = self.qkv(x)
-        if torch.is_grad_enabled() and not self.recompute:  # only the windows are made again
-            attended = checkpoint(
-                attend,
-                self.attention,
-                qkv,
-                windows,
-                use_reentrant=False,
-                preserve_rng_state=self.attention.dropout > 0,
-            )
-        else:
-            attended = attend(self.attention, qkv, windows)
+        held = not torch.is_grad_enabled() or self.recompute  # by the block's own checkpoint
+        attended = (attend if held else attend_again)(self.attention, qkv, windows)
         return self.update(x, attended)
 
 

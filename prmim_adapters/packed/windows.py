@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Window attention of packed tokens: dense in the windows, packed outside.
+"""Where packed tokens lie in the windows of a Swin's attention.
 
 A *unit* is a square of tokens that is present or thrown as a whole. Tokens are packed as
 (B, U * side * side, C): unit after unit, row-major inside each. :func:`window_layout` says where
 the tokens of every unit lie in the (shifted, padded) windows of the map, :func:`place` applies it
-to the present units of a batch, and :func:`attend` copies packed QKV there, masks keys at thrown
-positions and copies the outputs back. That equals attention on the dense map with thrown keys
-masked. A window without any present token computes finite numbers that nobody reads.
+to the present units of a batch.
 
 The rules of shift, region and padding are those of Swin in mmpretrain and mmdetection [0]. Padded
 positions are *not* thrown: they are keys and values, equal to what QKV makes of a zero token.
@@ -18,10 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.partition import Grid
@@ -136,62 +132,3 @@ def place(layout: WindowLayout, units: Tensor) -> Windows:
     if layout.padding is not None:
         absent = absent.masked_fill(layout.padding, 0.0)
     return Windows(rows, absent.view(batch, -1, 1, 1, layout.area), layout)
-
-
-class WindowAttention(NamedTuple):
-    """A window attention between its projections.
-
-    Attributes:
-        num_heads: of the C channels.
-        scale: of the queries.
-        bias_table: (pairs, num_heads) relative position bias.
-        bias_index: area * area int64 in any shape, the table's row of each query and key.
-        qkv_bias: (3C,) bias of queries, keys and values, or None.
-        dropout: of the attention weights; 0 outside of training.
-    """
-
-    num_heads: int
-    scale: float
-    bias_table: Tensor
-    bias_index: Tensor
-    qkv_bias: Tensor | None
-    dropout: float
-
-    @classmethod
-    def of(cls, module: Any) -> WindowAttention:
-        """Of a module whose parts are named as in the original Swin, as mmpretrain's are."""
-        return cls(
-            num_heads=module.num_heads,
-            scale=module.scale,
-            bias_table=module.relative_position_bias_table,
-            bias_index=module.relative_position_index,
-            qkv_bias=module.qkv.bias,
-            dropout=module.attn_drop.p if module.training else 0.0,
-        )
-
-
-def attend(attention: WindowAttention, qkv: Tensor, windows: Windows) -> Tensor:
-    """Window attention of packed qkv (B, N, 3C) -> (B, N, C)."""
-    batch, heads, area = qkv.shape[0], attention.num_heads, windows.layout.area
-    dense = _empty_windows(attention, qkv, windows.layout)
-    dense = dense.index_copy(0, windows.rows, qkv.flatten(0, 1))
-    q, k, v = dense.view(-1, area, 3, heads, qkv.shape[-1] // 3 // heads).permute(2, 0, 3, 1, 4)
-    bias = attention.bias_table[attention.bias_index.flatten()]
-    bias = bias.view(area, area, heads).permute(2, 0, 1)
-    scores = (q * attention.scale) @ k.transpose(-2, -1) + bias
-    # One mask for images and regions lives here only: kept for backward, it would be large.
-    region = windows.layout.region
-    mask = windows.absent if region is None else windows.absent + region
-    scores = scores.unflatten(0, (batch, -1)) + mask.to(scores.dtype)
-    weights = F.dropout(scores.flatten(0, 1).softmax(dim=-1), attention.dropout)
-    out = (weights @ v).transpose(1, 2).flatten(0, 1).flatten(1)
-    return out.index_select(0, windows.rows).unflatten(0, (batch, -1))
-
-
-def _empty_windows(attention: WindowAttention, qkv: Tensor, layout: WindowLayout) -> Tensor:
-    """(B * num_slots, 3C): zeros; at padded positions what QKV makes of a zero token."""
-    batch, channels = qkv.shape[0], qkv.shape[-1]
-    if layout.padding is None or attention.qkv_bias is None:
-        return qkv.new_zeros(batch * layout.num_slots, channels)
-    filler = layout.padding[:, None] * attention.qkv_bias
-    return filler.to(qkv.dtype).repeat(batch, 1)

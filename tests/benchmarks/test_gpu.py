@@ -35,8 +35,9 @@ def test_every_stage_leaves_its_own_record(dry_run):
     summary = read(out, 'run')
     assert list(summary['stages']) == [stage.name for stage in (CALIBRATION, *STAGES)]
     lines = printed.splitlines()
-    assert lines[0].endswith('left  0/28 calibration: speed of the device, about 3 s')
-    assert lines[-1].endswith(f'29 done; results in {out}')
+    first = f'left  0/{len(STAGES)} calibration: speed of the device, about 3 s'
+    assert lines[0].endswith(first)
+    assert lines[-1].endswith(f'{1 + len(STAGES)} done; results in {out}')
     assert not list(out.glob('*.tmp'))
 
 

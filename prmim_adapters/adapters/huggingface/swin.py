@@ -31,7 +31,7 @@ from ...packed.swin import (
     unit_side,
 )
 from ...packed.units import Units, unit_mask
-from ...packed.windows import WindowAttention
+from ...packed.window_attention import WindowAttention
 from ..dense import dense_features, feature_map, fixed_positions
 from ..registry import ADAPTERS
 from ..seams import Seams

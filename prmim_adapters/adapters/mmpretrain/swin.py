@@ -16,7 +16,7 @@ from torch import Tensor
 from ...core.partition import Grid
 from ...packed.swin import Stage, SwinBlock, unit_side
 from ...packed.units import Units
-from ...packed.windows import WindowAttention
+from ...packed.window_attention import WindowAttention
 
 
 def check_packable(backbone: Any) -> None:

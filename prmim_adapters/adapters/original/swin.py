@@ -13,7 +13,7 @@ from ...core.partition import Grid
 from ...packed import swin as swin_units
 from ...packed.swin import Stage, SwinBlock, microsoft_merging
 from ...packed.units import Units, unit_mask
-from ...packed.windows import WindowAttention
+from ...packed.window_attention import WindowAttention
 from ..dense import dense_features, feature_map, fixed_positions
 
 
