@@ -100,11 +100,17 @@ def _padded(counts: list[Tokens], prefix: int) -> list[Tokens]:
 
 def block_macs(blocks: nn.Module, before: int, after: int) -> float:
     """Transformer blocks on fewer tokens: linear layers, LayerNorms, two attention products."""
+    # MONAI's blocks build the norm of a cross-attention that they have not.
+    idle = {
+        getattr(module, 'norm_cross_attn', None)
+        for module in blocks.modules()
+        if not getattr(module, 'with_cross_attention', True)
+    }
     total = 0.0
     for module in blocks.modules():
         if isinstance(module, nn.Linear):
             total += module.weight.numel() * (before - after)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm) and module not in idle:
             total += 5 * module.normalized_shape[-1] * (before - after)
         elif isinstance(module, nn.MultiheadAttention):  # its input projection is no module
             total += 3 * module.embed_dim**2 * (before - after)
