@@ -23,12 +23,8 @@ LINES = {
 }
 """Line to the stages that hold its points."""
 
-COLOURS = (
-    '#0072b2',
-    '#d55e00',
-    '#009e73',
-    '#cc79a7',
-)  # Okabe and Ito: told apart by the colour-blind
+# Okabe and Ito: told apart by the colour-blind.
+COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7')
 VARIANTS = {'PR-MIM': '-', 'plain partial': '--'}
 PANELS = {'step time': time_of, 'peak memory': memory_of}
 

@@ -6,7 +6,8 @@
 On a GPU each such operator launches a kernel or more, and where the host queues them more slowly than
 the card runs them, the host sets the pace. Both depend on depth and on the masks, and in a narrow model
 little else takes time: the layers are those of the config, iBOT's 64 images too. Forward and backward,
-operators in autocast; time in interleaved rounds, against the framework's of the same round. Writes
+operators in autocast; time in interleaved rounds, against the framework's of the same round, and for
+Swin with its window attention recomputed by torch's checkpoint, or stored, as well. Writes
 ``benchmarks/results/operators.json``.
 """
 
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import numpy as np
@@ -28,10 +30,14 @@ from ibot_ragged import Kernels
 from mmengine.config import Config
 from result_files import RESULTS
 from tabulate import tabulate
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from prmim_adapters.accounting.bench import config_batch
 from prmim_adapters.accounting.loss_path import LossPath
 from prmim_adapters.accounting.variants import FRAMEWORK, OURS, PLAIN, build_variant
+from prmim_adapters.packed import swin
+from prmim_adapters.packed.window_attention import attend
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,23 @@ def step_of(config: str, variant: str, images: int) -> Callable[[], None]:
     return lambda: path(*views).backward()
 
 
+def with_attention(
+    step: Callable[[], None], attention: Callable[..., Tensor]
+) -> Callable[[], None]:
+    """A step of a Swin with another recomputation of its window attention."""
+
+    def run() -> None:
+        with patch.object(swin, 'attend_again', attention):
+            step()
+
+    return run
+
+
+def checkpointed(*arguments: Any) -> Tensor:
+    """Recomputed by torch's own means."""
+    return checkpoint(attend, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
 def operators(step: Callable[[], None]) -> int:
     """Of a step in autocast."""
     with Kernels() as found, torch.autocast('cpu', torch.bfloat16):
@@ -87,10 +110,11 @@ def narrow(context: Context, name: str) -> str:
     config, whole = (Config.fromfile(found) for found in (path, context.config(name)))
     backbone = config.model.framework.backbone
     backbone.arch.update(CASES[name].depth)
-    del backbone.drop_path_rate  # 0 there
-    backbone.update(
-        {k: v for k, v in whole.model.framework.backbone.items() if k == 'drop_path_rate'}
-    )
+    rate = whole.model.framework.backbone.get('drop_path_rate')
+    if rate is None:
+        del backbone.drop_path_rate  # the class has one
+    else:
+        backbone.drop_path_rate = rate
     config.dump(path)
     return path
 
@@ -110,8 +134,12 @@ def main() -> None:
             found[name] = {'images': case.images, 'operators': counts}
             rows = [[variant, count] for variant, count in counts.items()]
             if case.timed:
-                found[name]['processor_ratio'] = ratios = processor_ratios(steps)
-                rows = [[*row, *ratios[row[0]]] for row in rows]
+                timed = steps | {
+                    'checkpoint': with_attention(steps[OURS], checkpointed),
+                    'stored': with_attention(steps[OURS], attend),
+                }
+                found[name]['processor_ratio'] = ratios = processor_ratios(timed)
+                rows = [[v, counts.get(v), *quartiles] for v, quartiles in ratios.items()]
             head = ['', 'operators', 'processor time: lower quartile', 'median', 'upper']
             print(name, tabulate(rows, head[: len(rows[0])], floatfmt='.2f'), sep='\n')
     path = RESULTS / f'{Path(__file__).stem}.json'

@@ -169,13 +169,13 @@ def test_checkpointing_changes_no_number(batch):
 
 
 @pytest.fixture
-def recomputing():
+def store():
     """Switches to the attention that autograd differentiates, which holds all of its tensors."""
     with pytest.MonkeyPatch.context() as patch:
         yield lambda: patch.setattr(packed_swin, 'attend_again', window_attention.attend)
 
 
-def test_attention_dropout_is_redrawn_alike_in_backward(recomputing):
+def test_attention_dropout_is_redrawn_alike_in_backward(store):
     model = swin()
     for stage in model.stages:
         for block in stage.blocks:
@@ -186,7 +186,7 @@ def test_attention_dropout_is_redrawn_alike_in_backward(recomputing):
     recomputed = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     torch.manual_seed(6)
-    recomputing()
+    store()
     packed(model, images, masked, units, 14).sum().backward()
     for stored, parameter in zip(recomputed, model.parameters(), strict=True):
         torch.testing.assert_close(stored, parameter.grad)
@@ -232,6 +232,23 @@ def test_the_backward_of_window_attention_is_autograds(case, bias):
         else:
             torch.testing.assert_close(mine, autograds, rtol=1e-12, atol=1e-12)
     assert not (bias and padded) or found[2][8:].abs().min() > 0  # of keys and of values
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('case', list(WINDOWS))
+def test_the_backward_of_window_attention_under_autocast(case, dtype):
+    attention, qkv, placed = window_attention_case(*WINDOWS[case], True, torch.float32)
+    gradients = []
+    for function in (window_attention.attend, window_attention.attend_again):
+        with torch.autocast('cpu', dtype):
+            out = function(attention, qkv.to(dtype), placed)
+        assert out.dtype == dtype
+        found = torch.autograd.grad(out.float().square().sum(), [qkv, attention.bias_table])
+        gradients.append(found)
+    for mine, autograds in zip(gradients[1], gradients[0], strict=True):
+        assert mine.dtype == autograds.dtype == torch.float32
+        scale = autograds.abs().max().item()
+        torch.testing.assert_close(mine, autograds, rtol=0, atol=0.01 * scale)
 
 
 def test_what_window_attention_holds_is_qkv():
