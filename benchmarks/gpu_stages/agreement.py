@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every mmpretrain adapter on the device against the CPU, and a whole step in one graph."""
+"""Every mmpretrain adapter on the device against the CPU, and whole steps in one graph."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +18,7 @@ from prmim_adapters.accounting.bench import config_batch
 from prmim_adapters.accounting.loss_path import Batch, LossPath
 from prmim_adapters.accounting.variants import FRAMEWORK, OURS, build_variant
 from prmim_adapters.adapters import partial_of
+from prmim_adapters.core.cuda_graph import CapturedPass
 from prmim_adapters.openmmlab.compat import make_compilable
 
 from .context import ROOT, Context
@@ -58,6 +60,14 @@ def compile_steps(
         return {backend: _compile(context, name, backend) for backend in backends}
 
     return _each(context, chosen, run)
+
+
+def capture_steps(context: Context, configs: tuple[str, ...]) -> dict[str, Any]:
+    """Loss and gradients of a replayed CUDA graph against those of the ordinary step, in fp32.
+
+    A dry run, which has no graph, compares the ordinary step with itself.
+    """
+    return _each(context, configs, lambda name: _capture(context, name))
 
 
 def _each(context: Context, names: tuple[str, ...], run: Any) -> dict[str, Any]:
@@ -227,6 +237,36 @@ def _compile(context: Context, name: str, backend: str) -> dict[str, Any]:
     error = float((losses[1] - losses[0]).abs() / losses[0].abs())
     assert error < (1e-3 if backend == 'inductor' else 1e-5), f'{backend}: loss differs by {error}'
     return {'graphs': 1, 'loss_error': error}
+
+
+REPLAYED = 1e-5
+"""Relative errors of a replayed pass: kernels that add in another order each time."""
+
+
+def _capture(context: Context, name: str) -> dict[str, float]:
+    config = context.tiny(name)
+    torch.manual_seed(0)
+    model = build_variant(config, OURS).to(context.device).train()
+    batch = config_batch(config, 2 if context.dry else 8, model)
+    path, views = LossPath(model, batch), _views(batch)
+
+    def ordinary(views: Any) -> Tensor:
+        loss = path(*views)
+        loss.backward()
+        return loss.detach()
+
+    captured = None if context.dry else CapturedPass(model)
+    found = []
+    for run in (ordinary, *[partial(captured, run=ordinary) if captured else ordinary] * 3):
+        torch.manual_seed(1)
+        partial_of(model).randomness.seed(1)
+        model.zero_grad(set_to_none=True)
+        loss = run(views).double().cpu()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append((loss, torch.cat([g.detach().double().cpu().flatten() for g in gradients])))
+    errors = _errors(found[0], found[-1])
+    assert max(errors.values()) <= REPLAYED, f'{errors}'
+    return errors
 
 
 def _views(batch: Batch) -> tuple[Tensor, ...]:

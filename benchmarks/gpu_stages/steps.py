@@ -38,7 +38,8 @@ def bench(
     batch: int,
     ratios: tuple[float, ...] = (0.5,),
     attention: str = 'fused',
-    compiled: bool | str = False,
+    compiled: bool = False,
+    captured: bool = False,
     peer: bool = False,
     dense: bool = False,
     by_length: bool = False,
@@ -51,12 +52,16 @@ def bench(
         batch: images.
         ratios: throw ratios.
         attention: 'fused' or 'explicit'.
-        compiled: with torch.compile; a string is its mode.
+        compiled: with torch.compile.
+        captured: as CUDA graphs.
         peer: the cross-attention decoder beside them.
         dense: the framework with its masked, dense encoder beside the packed one.
         by_length: PR-MIM with one call of the encoder for each length of sequence.
     """
-    path, settings = context.config(config), settings_of(context, batch, attention, compiled)
+    path, settings = (
+        context.config(config),
+        settings_of(context, batch, attention=attention, compiled=compiled, captured=captured),
+    )
     source = source_of(path)
     subjects = source.subjects(ratios)
     if peer:
@@ -88,15 +93,12 @@ def largest(context: Context, config: str, first: int) -> dict[str, Any]:
     return largest_batches(config, subjects, make, settings, optimizer_of(path), limit).to_dict()
 
 
-def settings_of(
-    context: Context, batch: int, attention: str = 'fused', compiled: bool | str = False
-) -> Settings:
-    """bf16 on the device; two images, fp32, one round and no compiler in a dry run."""
+def settings_of(context: Context, batch: int, **timing: Any) -> Settings:
+    """bf16 on the device; two images, fp32, one round, no compiler and no graph in a dry run."""
     if context.dry:
+        attention = timing.get('attention', 'fused')
         return Settings(2, 'cpu', Timing(1, 1, attention=attention), memory=False)
-    mode = compiled if isinstance(compiled, str) else None
-    timing = Timing(ROUNDS, WARMUP, 'bf16', bool(compiled), attention, mode)
-    return Settings(batch, context.device, timing, memory=False)
+    return Settings(batch, context.device, Timing(ROUNDS, WARMUP, 'bf16', **timing), memory=False)
 
 
 def with_saved(report: BenchReport, subjects: list[Subject], make: Any) -> BenchReport:

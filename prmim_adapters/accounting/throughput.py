@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..core.cuda_graph import CapturedPass
 from ..core.options import check_choice
 from ..progress import track
 from .loss_path import Batch, LossPath
@@ -36,7 +37,7 @@ class Timing:
         precision: 'fp32', or 'bf16' (autocast).
         compiled: whether torch.compile makes the loss path.
         attention: 'fused' as torch chooses, or 'explicit'.
-        mode: of torch.compile, where compiled: 'reduce-overhead' makes CUDA graphs.
+        captured: whether forward and backward pass are one CUDA graph, from the second step on.
     """
 
     steps: int = 10
@@ -44,13 +45,18 @@ class Timing:
     precision: str = 'fp32'
     compiled: bool = False
     attention: str = 'fused'
-    mode: str | None = None
+    captured: bool = False
 
     def __post_init__(self) -> None:
         check_choice('precision', self.precision, PRECISIONS)
         check_choice('attention', self.attention, ATTENTION)
         if self.steps < 1 or self.warmup < 0:
             raise ValueError(f'steps={self.steps}, warmup={self.warmup}: need at least 1 and 0')
+        if self.captured and (self.compiled or self.warmup < 2):
+            raise ValueError(
+                f'captured=True with compiled={self.compiled}, warmup={self.warmup}: capture steps '
+                'that are not compiled, after a warm-up of 2'
+            )
 
 
 @dataclass(frozen=True)
@@ -118,18 +124,22 @@ def training_step(
     path = wrap(LossPath(model, batch))
     if timing.compiled:
         make_compilable(model)
-        path = torch.compile(path, mode=timing.mode)  # type: ignore[assignment]
+        path = torch.compile(path)  # type: ignore[assignment]
     trained = [p for p in model.parameters() if p.requires_grad]
     update = OPTIMIZERS.build({**(optimizer or {'type': 'AdamW', 'lr': 1e-4}), 'params': trained})
 
-    def step() -> Tensor:
-        if timing.compiled:
-            torch.compiler.cudagraph_mark_step_begin()
+    def forward_and_backward(views: Sequence[Tensor]) -> Tensor:
         with ExitStack() as stack:
             for context in _contexts(views[0].device, timing):
                 stack.enter_context(context)
             loss = path(*views)
             loss.backward()
+        return loss
+
+    captured = CapturedPass(model) if timing.captured else None
+
+    def step() -> Tensor:
+        loss = captured(views, forward_and_backward) if captured else forward_and_backward(views)
         update.step()
         update.zero_grad(set_to_none=True)
         return loss.detach()

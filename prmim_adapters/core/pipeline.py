@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .cuda_graph import is_capturing
 from .partition import (
     Grid,
     Sampler,
@@ -167,10 +168,11 @@ class PartialReconstruction(nn.Module):
     def _count(self, mask: Tensor) -> int:
         """Masked tokens per image of a mask that the data made.
 
-        A compiled graph cannot read the mask: it takes the number of the eager batch before it,
-        and the device checks it.
+        A compiled or captured graph cannot read the mask: it takes the number of the eager batch
+        before it, and the device checks it.
         """
-        if torch.compiler.is_compiling() and self._num_masked is not None:
+        in_graph = torch.compiler.is_compiling() or is_capturing(mask)
+        if in_graph and self._num_masked is not None:
             torch._assert_async((mask.sum(dim=1) == self._num_masked).all(), _OTHER_COUNT)
             return self._num_masked
         self._num_masked = count_masked(mask)
@@ -241,8 +243,7 @@ class PartialReconstruction(nn.Module):
         asked = queries.tensor_split(stages, 1) if queries.dim() == 3 else [queries] * stages
         for aggregator, thrown, queries in zip(aggregators, parts, asked, strict=True):
             stage = replace(partition, kept=kept, thrown=thrown)
-            # Made again in backward: a stage costs little to run and much to store.
-            done.append(checkpoint(aggregator, known, stage, queries, use_reentrant=False))
+            done.append(_made_again(aggregator, known, stage, queries))
             if len(done) < stages:
                 kept, known = torch.cat((kept, thrown), 1), torch.cat((known, done[-1]), 1)
         return done
@@ -320,6 +321,17 @@ class PartialReconstruction(nn.Module):
         """Shown by ``print(model)``."""
         name = getattr(self.sampler, '__name__', type(self.sampler).__name__)
         return f'throw_ratio={self.throw_ratio:g}, grid={self.grid}, sampler={name}'
+
+
+def _made_again(aggregator: nn.Module, known: Tensor, *others: Any) -> Tensor:
+    """A stage that is made again in backward: it costs little to run and much to store.
+
+    A CUDA graph stores it: torch's checkpoint asks for the state of the random numbers, which a
+    captured stream does not tell.
+    """
+    if is_capturing(known):
+        return aggregator(known, *others)
+    return checkpoint(aggregator, known, *others, use_reentrant=False)
 
 
 _OTHER_COUNT = (

@@ -11,6 +11,7 @@ require('openmmlab')
 from ..frameworks import cross_mae, fcmae, ibot, norm_target, simmim_vit
 from . import (
     compat,
+    cuda_graph,
     decoded,
     device_dataset,
     end_with_launcher,
@@ -33,6 +34,7 @@ __all__ = [
     'PRMIM',
     'compat',
     'cross_mae',
+    'cuda_graph',
     'decoded',
     'device_dataset',
     'end_with_launcher',

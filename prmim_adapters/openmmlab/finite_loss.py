@@ -13,6 +13,7 @@ from mmpretrain.registry import HOOKS
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..core.cuda_graph import is_capturing
 from .distributed import unwrapped, without_process_group
 from .fully_shard import is_sharded
 from .random_states import random_states, set_random_states
@@ -39,29 +40,38 @@ class FiniteLossHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Watch the losses of the algorithm, between its forward and backward pass."""
-        model = unwrapped(runner.model)
-        states: dict[str, Any] = {}
-
-        @torch.compiler.disable
-        def before(*_: Any) -> None:
-            states.update(random_states(model))
-
-        @torch.compiler.disable
-        def after(_: nn.Module, args: tuple, kwargs: dict[str, Any], losses: Any) -> None:
-            wrong = non_finite_losses(losses)
-            if wrong:
-                self.after_train(runner)
-                set_random_states(states, model)
-                raise NonFiniteLossError(
-                    f'iteration {runner.iter}: {", ".join(f"{k} is {v}" for k, v in wrong.items())}'
-                    f'. {origin(model, args, kwargs)}. No weight has been changed by it; resume '
-                    'from the last checkpoint after mending the cause'
-                )
-
+        self.runner, self.model = runner, unwrapped(runner.model)
+        self.states: dict[str, Any] = {}
         self.handles = [
-            model.register_forward_pre_hook(before),
-            model.register_forward_hook(after, with_kwargs=True),
+            self.model.register_forward_pre_hook(lambda *_: self.remember()),
+            self.model.register_forward_hook(lambda _, *seen: self.look(*seen), with_kwargs=True),
         ]
+
+    @torch.compiler.disable
+    def remember(self) -> None:
+        """The random numbers of the pass that begins."""
+        if not is_capturing(next(self.model.parameters())):
+            self.states.update(random_states(self.model))
+
+    @torch.compiler.disable
+    def look(self, args: tuple, kwargs: dict[str, Any], losses: Any) -> None:
+        """At the losses of the pass that was called with these arguments.
+
+        Raises:
+            NonFiniteLossError: one is not finite.
+        """
+        if is_capturing(next(self.model.parameters())):
+            return
+        wrong = non_finite_losses(losses)
+        if wrong:
+            self.after_train(self.runner)
+            set_random_states(self.states, self.model)
+            raise NonFiniteLossError(
+                f'iteration {self.runner.iter}: '
+                f'{", ".join(f"{k} is {v}" for k, v in wrong.items())}. '
+                f'{origin(self.model, args, kwargs)}. No weight has been changed by it; resume '
+                'from the last checkpoint after mending the cause'
+            )
 
     def after_train(self, runner: Runner) -> None:
         """Leave the model as it was."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.cuda_graph import is_capturing
 from ..core.partition import Grid
 
 
@@ -148,8 +149,9 @@ def unit_mask(mask: Tensor, grid: Grid, check: bool = True) -> Tensor:
         ValueError: the mask changes inside a unit.
     """
     parts = Units.all(len(mask), grid, mask.device).cut(mask[:, None]).flatten(1)
-    # a compiled graph cannot raise; the eager batch before it has been looked at
-    if check and not torch.compiler.is_compiling() and (parts != parts[:, :1]).any():
+    # a compiled or captured graph cannot raise; the eager batch before it has been looked at
+    in_graph = torch.compiler.is_compiling() or is_capturing(mask)
+    if check and not in_graph and (parts != parts[:, :1]).any():
         raise ValueError(
             f'the {mask.shape[1]}x{mask.shape[2]} mask is not constant inside the '
             f'{grid[0]}x{grid[1]} units that are thrown as a whole: set mask_patch_size of the '
