@@ -43,6 +43,40 @@ PIPELINE = [
         ),
     ),
     Mutation(
+        'a graph of another throw ratio is replayed',
+        'openmmlab/cuda_graph.py',
+        'run, key=ratios)',
+        'run)',
+        named('openmmlab/test_cuda_graph', 'test_another_ratio_is_another_graph'),
+    ),
+    Mutation(
+        'gradients before a graph are not cleared',
+        'openmmlab/cuda_graph.py',
+        'optim_wrapper.zero_grad()',
+        'pass',
+        named(
+            'openmmlab/test_cuda_graph',
+            'test_a_run_with_the_hook_ends_where_one_without_does',
+        ),
+    ),
+    Mutation(
+        'a loss of a replay that is not finite goes unseen',
+        'openmmlab/cuda_graph.py',
+        "hook.look((), dict(data, mode='loss'), log_vars)",
+        'pass',
+        named('openmmlab/test_cuda_graph', 'test_a_loss_that_is_not_finite_ends_the_run'),
+    ),
+    Mutation(
+        'a graph reads the tensors of the batch that it was captured with',
+        'openmmlab/cuda_graph.py',
+        '_with_tensors(data, tensors)',
+        'data',
+        named(
+            'openmmlab/test_cuda_graph',
+            'test_a_pass_reads_the_tensors_that_it_is_given',
+        ),
+    ),
+    Mutation(
         'counters agree to a tenth only',
         'accounting/flops.py',
         'rel_tol=1e-6',

@@ -118,8 +118,13 @@ STAGES: tuple[Stage, ...] = (
         {'configs': (MAE, SIMMIM, SWIN, MASKFEAT, FCMAE, MILAN, ITPN)}, seconds=30.0,
     ),
     steps('swin_captured', 'SimMIM Swin-B at 192, CUDA graphs', SWIN, 128, 1.5, captured=True),
+    steps('itpn_captured', 'iTPN HiViT-B, pixels, CUDA graphs', ITPN, 256, 1.3, captured=True),
     steps('fcmae_captured', 'FCMAE ConvNeXt V2 tiny, CUDA graphs', FCMAE, 256, 3.0, captured=True),
     steps('mae_captured', 'MAE ViT-B/16, CUDA graphs', MAE, 512, captured=True),
+    Stage(
+        'profile_slow', 'the same of iTPN and CAE', 'gpu_stages.profile.profile_steps',
+        {'configs': ((ITPN, 128), (CAE, 64)), 'page': 'profile_slow.txt'}, seconds=50.0,
+    ),
     steps('milan', 'MILAN ViT-B/16', MILAN, 256),
     steps('itpn_clip', 'iTPN HiViT-B, CLIP', ITPN_CLIP, 128, 1.3, ratios=(0.25,)),
     steps('itpn_pixel', 'iTPN HiViT-B, pixels', ITPN, 256, 1.3),

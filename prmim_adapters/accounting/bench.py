@@ -73,6 +73,11 @@ class Settings:
                 f"device={self.device!r}: allowed are 'cpu' and 'cuda'; CUDA_VISIBLE_DEVICES "
                 'chooses among GPUs'
             )
+        if self.timing.captured and (self.kind != 'cuda' or self.processes > 1):
+            raise ValueError(
+                f'a CUDA graph with device={self.kind!r}, processes={self.processes}: measure it '
+                'on a GPU, in one process'
+            )
 
     @property
     def kind(self) -> str:
@@ -142,7 +147,8 @@ class BenchReport:
         timing, where = self.settings.timing, self.environment
         title = (
             f'{self.name}, batch {self.settings.batch_size}, {timing.precision}, '
-            f'{timing.attention} attention{", compiled" if timing.compiled else ""}; '
+            f'{timing.attention} attention{", compiled" if timing.compiled else ""}'
+            f'{", CUDA graph" if timing.captured else ""}; '
             f'{where["device"]}, {self.settings.processes} process(es), '
             f'{where["threads"]} threads, torch {where["packages"]["torch"]}'
         )

@@ -35,6 +35,10 @@ from ._terminal import print_tables, working
 )
 @click.option('--precision', default='fp32', show_default=True, type=click.Choice(['fp32', 'bf16']))
 @click.option('--compile/--no-compile', 'compiled', default=False, help='Use torch.compile.')
+@click.option(
+    '--cuda-graph', 'captured', is_flag=True,
+    help='Forward and backward pass as one CUDA graph, as CUDAGraphHook does.',
+)  # fmt: skip
 @click.option('--threads', type=click.IntRange(min=1), help="Torch's threads on the CPU.")
 @click.option('--attention', default='fused', type=click.Choice(['fused', 'explicit']))
 @click.option(
@@ -65,6 +69,7 @@ def bench(
     device: str | None,
     precision: str,
     compiled: bool,
+    captured: bool,
     threads: int | None,
     attention: str,
     processes: int,
@@ -87,7 +92,7 @@ def bench(
     if memory_limit and not largest_batch:
         raise click.UsageError('--memory-limit is for --largest-batch')
     if largest_batch:
-        ignored = ('steps', 'warmup', 'threads', 'memory', 'data')
+        ignored = ('steps', 'warmup', 'captured', 'threads', 'memory', 'data')
         refuse_given(ignored, 'is for steps that are timed: not with --largest-batch')
     with shown_without_traceback(config), working(f'loading {config}', ticking=False):
         import torch
@@ -102,7 +107,7 @@ def bench(
             raise Mistake(
                 '--device cuda: torch finds no CUDA device here; give cpu, or leave it out'
             )
-        timing = Timing(steps, warmup, precision, compiled, attention)
+        timing = Timing(steps, warmup, precision, compiled, attention, captured)
         source = chosen(config)
         if data and not isinstance(source, ConfigSource):
             raise click.UsageError('--data is for configs, which say how images are read')

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -63,7 +64,7 @@ class CUDAGraphHook(Hook):
 def refuse(runner: Runner) -> None:
     """See :class:`CUDAGraphHook` for what is refused, and why."""
     model = runner.model
-    device = next(model.parameters()).device
+    device = _device(model)
     names = ', '.join(cls.__name__ for cls in ALGORITHMS)
     counts = getattr(runner.optim_wrapper, '_accumulative_counts', None)
     for wrong, found, advice in (
@@ -79,6 +80,10 @@ def refuse(runner: Runner) -> None:
     ):
         if wrong:
             raise ValueError(f'CUDAGraphHook: {found}: {advice}, or leave the hook out')
+
+
+def _device(model: BaseModel) -> torch.device:
+    return next(model.parameters()).device
 
 
 class _CapturedStep:
@@ -110,7 +115,7 @@ class _CapturedStep:
         ratios = tuple(part.throw_ratio for part in self.parts)
         log_vars = self.captured(tensors_of(data), run, key=ratios)
         for hook in self.watching:
-            hook.look((), data, log_vars)
+            hook.look((), dict(data, mode='loss'), log_vars)
         optim_wrapper.step()
         optim_wrapper.zero_grad()
         return {name: value.detach().clone() for name, value in log_vars.items()}

@@ -53,6 +53,8 @@ def test_a_loss_that_is_not_finite_stops_the_clock():
         ({'precision': 'fp16'}, "precision='fp16': allowed are 'fp32', 'bf16'"),
         ({'attention': 'flash'}, "attention='flash': allowed are 'fused', 'explicit'"),
         ({'steps': 0}, 'steps=0, warmup=2: need at least 1 and 0'),
+        ({'captured': True, 'compiled': True}, 'captured=True with compiled=True, warmup=2: '),
+        ({'captured': True, 'warmup': 1}, 'captured=True with compiled=False, warmup=1: '),
     ],
 )
 def test_timing_refuses(options, message):
@@ -133,6 +135,9 @@ def test_report():
 def test_devices_and_numbers_that_cannot_be_measured():
     with pytest.raises(ValueError, match="device='cuda:1': allowed are 'cpu' and 'cuda'"):
         Settings(device='cuda:1')
+    for device, processes in (('cpu', 1), ('cuda', 2)):
+        with pytest.raises(ValueError, match=f"a CUDA graph with device='{device}', processes="):
+            Settings(8, device, Timing(captured=True), processes=processes)
     nine = [Subject(str(width), Build(width)) for width in range(1, 10)]
     compiled = Settings(4, 'cpu', Timing(compiled=True))
     with pytest.raises(ValueError, match=r'9 models to compile.*measure at most 8 at a time'):
