@@ -108,12 +108,12 @@ def test_kinds_of_kernels():
 
 
 def test_the_plan_fits_into_its_minutes():
-    """The most important stages first, all but the last nine within nine minutes of an H100."""
+    """The most important stages first, all but the last fifteen within nine minutes of an H100."""
     assert [stage.name for stage in STAGES[:5]] == [
         'sampler', 'agreement', 'graph', 'mae', 'mae_explicit',
     ]  # fmt: skip
     assert STAGES[-1].name == 'evidence'
-    spent = sum(estimate(stage, H100) for stage in (CALIBRATION, *STAGES[:-9]))
+    spent = sum(estimate(stage, H100) for stage in (CALIBRATION, *STAGES[:-15]))
     assert spent < 9 * 60
     assert estimate(find(['mae'])[0], None) > 0  # the calibration failed
 
