@@ -57,5 +57,25 @@ def present_bias(shared: Any | None, partition: TokenPartition) -> Tensor | None
     if shared is None:
         return None
     tokens = F.pad(partition.present + 1, (1, 0))  # cls is row 0
-    pairs = shared.relative_position_index[tokens[:, :, None], tokens[:, None, :]]
-    return table_rows(shared.relative_position_bias_table, pairs).permute(0, 3, 1, 2).contiguous()
+    return pair_bias(shared.relative_position_bias_table, shared.relative_position_index, tokens)
+
+
+def pair_bias(table: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
+    """Relative position bias of each image's own tokens.
+
+    Of all pairs once, then rows and columns for each image: what a row of the table gets from every
+    pair of every image would be millions of additions to a thousand places in backward, which a GPU
+    has to sort first.
+
+    Args:
+        table: (distances, heads).
+        index: (L, L) int64, the table's row of each query and key.
+        tokens: (B, N) int64, below L.
+
+    Returns:
+        (B, heads, N, N).
+    """
+    dense = table_rows(table, index)
+    rows = table_rows(dense.flatten(1), tokens).unflatten(2, dense.shape[1:])
+    columns = tokens[:, None, :, None].expand(*rows.shape[:2], tokens.shape[1], rows.shape[3])
+    return rows.gather(2, columns).permute(0, 3, 1, 2).contiguous()

@@ -36,6 +36,7 @@ from ..declared import Declaration
 from ..masks import Restore
 from ..registry import ADAPTERS
 from ..seams import Seams
+from ..vit_encoder import pair_bias
 from .pixels import check_num_patches, check_patches
 
 allow_rectangles()
@@ -80,11 +81,11 @@ class PRHiViTAttention(Attention):
     """HiViT's attention, also with a position bias of each image's own present tokens."""
 
     def forward(self, x: Tensor, rpe_index: Any = None, mask: Tensor | None = None) -> Tensor:
-        """As upstream; ``rpe_index`` (B, N, N) int64 are rows of this block's bias table."""
+        """As upstream; ``rpe_index`` (B, N) int64 are the positions of the tokens."""
         if not isinstance(rpe_index, Tensor):
             return super().forward(x, rpe_index, mask)
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        bias = table_rows(self.relative_position_bias_table, rpe_index).permute(0, 3, 1, 2)
+        bias = pair_bias(self.relative_position_bias_table, self.relative_position_index, rpe_index)
         dropout = self.attn_drop.p if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout, scale=self.scale)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
@@ -117,9 +118,9 @@ class PRiTPNHiViT(iTPNHiViT):
             x = block(x)
         tokens, queries = self._embedded(x[..., 0, 0, :], partition)
         tokens = self.pos_drop(tokens)
-        pairs = self._pairs(partition.present) if self.rpe else None
+        positions = partition.present if self.rpe else None
         for block in self.blocks[-self.num_main_blocks :]:
-            tokens = block(tokens, pairs)
+            tokens = block(tokens, positions)
         return (*levels, self.partial.reconstruct(partition, tokens, queries))
 
     def _embedded(self, x: Tensor, partition: TokenPartition) -> tuple[Tensor, Tensor]:
@@ -130,10 +131,6 @@ class PRiTPNHiViT(iTPNHiViT):
         # As upstream, autocast leaves the residual stream in the parameters' type.
         tokens = torch.cat((visible.to(token.dtype), kept), dim=1)
         return tokens + table_rows(positions, partition.present), token + positions
-
-    def _pairs(self, present: Tensor) -> Tensor:
-        """(B, N, N) int64: rows of the bias tables for pairs of present tokens."""
-        return self.relative_position_index[present[:, :, None], present[:, None, :]]
 
 
 class PRiTPNClipHead(iTPNClipHead):
