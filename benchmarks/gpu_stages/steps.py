@@ -58,10 +58,9 @@ def bench(
         dense: the framework with its masked, dense encoder beside the packed one.
         by_length: PR-MIM with one call of the encoder for each length of sequence.
     """
-    path, settings = (
-        context.config(config),
-        settings_of(context, batch, attention=attention, compiled=compiled, captured=captured),
-    )
+    path = context.config(config)
+    timing = dict(attention=attention, compiled=compiled, captured=captured)
+    settings = settings_of(context, batch, **timing)
     source = source_of(path)
     subjects = source.subjects(ratios)
     if peer:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 def is_capturing(tensor: Tensor) -> bool:
-    """Whether what is done with a tensor is being captured, for a device that asks nobody back."""
+    """Whether what is done with a tensor is being captured, so that none of its values is known."""
     if torch.compiler.is_compiling() or not tensor.is_cuda:
         return False
     return torch.cuda.is_current_stream_capturing()

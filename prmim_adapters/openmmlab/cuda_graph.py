@@ -45,7 +45,8 @@ class CUDAGraphHook(Hook):
 
     Raises:
         ValueError: before training, if the run cannot be captured: another algorithm than
-            ``ALGORITHMS``, no GPU, several processes, or accumulated gradients.
+            ``ALGORITHMS``, no GPU, several processes, accumulated gradients, or a training step of
+            the model's or the optimizer wrapper's own.
     """
 
     priority = 'VERY_LOW'  # after the hooks that change the model
@@ -66,10 +67,21 @@ def refuse(runner: Runner) -> None:
     model = runner.model
     device = _device(model)
     names = ', '.join(cls.__name__ for cls in ALGORITHMS)
-    counts = getattr(runner.optim_wrapper, '_accumulative_counts', None)
+    wrapper = runner.optim_wrapper
+    counts = getattr(wrapper, '_accumulative_counts', None)
     for wrong, found, advice in (
         (device.type != 'cuda', f'the model is on {device}', 'train on a GPU'),
         (get_world_size() > 1, f'{get_world_size()} processes', 'train in one process'),
+        (
+            type(model).train_step is not BaseModel.train_step,
+            f'{type(model).__name__} has a train_step of its own, which would not be called',
+            'do without it',
+        ),
+        (
+            type(wrapper).update_params is not OptimWrapper.update_params,
+            f'{type(wrapper).__name__} has an update_params of its own, which would not be called',
+            'use OptimWrapper or AmpOptimWrapper',
+        ),
         (counts != 1, f'accumulative_counts={counts}', 'do not accumulate gradients'),
         (
             not isinstance(model, ALGORITHMS),

@@ -25,6 +25,7 @@ from torch import nn
 from ..adapters import partial_of
 from ..core.options import check_flag, check_whole
 from ..core.seeding import seeded
+from ..openmmlab.cuda_graph import CUDAGraphHook
 from ..openmmlab.distributed import unwrapped
 from .display import Display, display_of
 from .load import image_files, load_images
@@ -63,7 +64,7 @@ class ReconstructionHook(Hook):
         interval: epochs or iterations from one picture to the next.
         by_epoch: whether the interval counts epochs.
         losses: whether to log the two losses. They are read by module hooks, which a compiled
-            model (``compile`` in the config) does not run as often.
+            model (``compile`` in the config) or a ``CUDAGraphHook`` does not run as often.
         side: height of a panel in pixels.
         seed: of crops, masks and kept tokens.
         channels: three channels to show as red, green and blue (:func:`.display.display_of`).
@@ -119,10 +120,11 @@ class ReconstructionHook(Hook):
                 'ReconstructionHook: throw_ratio=0 is the original method: no '
                 'token is kept or thrown, and nothing is drawn'
             )
-        if self.losses and runner.cfg.get('compile'):
+        captured = any(isinstance(hook, CUDAGraphHook) for hook in runner.hooks)
+        if self.losses and (captured or runner.cfg.get('compile')):
+            what = 'CUDAGraphHook' if captured else 'a compiled model (`compile`)'
             raise ValueError(
-                'ReconstructionHook: losses=True with a compiled model (`compile`): set '
-                'losses=False, or do not compile'
+                f'ReconstructionHook: losses=True with {what}: set losses=False, or leave that out'
             )
         if not is_main_process():
             return

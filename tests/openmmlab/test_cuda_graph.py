@@ -7,6 +7,7 @@ import pytest
 import survivor
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from mmpretrain.structures import DataSample
 
 from prmim_adapters import set_throw_ratio
@@ -129,9 +130,30 @@ def test_other_things_in_a_data_sample_are_refused():
         tensors_of(dict(data_samples=[sample]))
 
 
+def steps_of_its_own(runner):
+    class Own(type(runner.model)):
+        def train_step(self, data, optim_wrapper):
+            return super().train_step(data, optim_wrapper)
+
+    runner.model.__class__ = Own
+
+
+class OwnWrapper(OptimWrapper):
+    def update_params(self, loss, step_kwargs=None, zero_kwargs=None):
+        super().update_params(loss, step_kwargs, zero_kwargs)
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
+        (
+            steps_of_its_own,
+            'Own has a train_step of its own, which would not be called: do without',
+        ),
+        (
+            lambda runner: runner.optim_wrapper.update(type=OwnWrapper),
+            'OwnWrapper has an update_params of its own, which would not be called: use OptimWrapper',
+        ),
         (lambda runner: None, 'the model is on cpu: train on a GPU, or leave the hook out'),
         (
             lambda runner: runner.optim_wrapper.update(accumulative_counts=2),

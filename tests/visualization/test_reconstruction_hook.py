@@ -243,12 +243,16 @@ def test_options_are_checked(options: dict[str, Any], error: type, message: str)
         HOOKS.build(dict(type='mmpretrain.ReconstructionHook', **options))
 
 
+CAPTURED = {'more_hooks': [{'type': 'mmpretrain.CUDAGraphHook'}]}
+
+
 @pytest.mark.parametrize(
     ('changes', 'hook', 'error', 'message'),
     [
         ({}, dict(images='nowhere.png'), FileNotFoundError, 'nowhere.png: no such file or folder'),
         ({'visualizer.vis_backends': None}, {}, ValueError, 'the visualizer has no backend'),
-        ({'compile': True}, {}, ValueError, 'set losses=False, or do not compile'),
+        ({'compile': True}, {}, ValueError, r'with a compiled model.*: set losses=False, or leave'),
+        (CAPTURED, {}, ValueError, 'losses=True with CUDAGraphHook: set losses=False, or leave'),
         (
             {'train_dataloader.dataset.pipeline.1.scale': 48},
             {},
@@ -256,7 +260,7 @@ def test_options_are_checked(options: dict[str, Any], error: type, message: str)
             'images of 48 x 48 pixels, the model takes 32 x 32',
         ),
     ],
-    ids=['no image', 'no backend', 'compiled', 'size'],
+    ids=['no image', 'no backend', 'compiled', 'captured', 'size'],
 )
 def test_mistakes_show_before_the_first_step(
     folder: Path,
@@ -266,7 +270,8 @@ def test_mistakes_show_before_the_first_step(
     message: str,
 ) -> None:
     config = settings('mae', folder, hook, 'mistake')
-    config.merge_from_dict(changes)
+    config.custom_hooks += changes.get('more_hooks', [])
+    config.merge_from_dict({k: v for k, v in changes.items() if k != 'more_hooks'})
     runner = Runner.from_cfg(config)
     with pytest.raises(error, match=message):
         runner.train()
