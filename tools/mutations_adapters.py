@@ -151,9 +151,9 @@ ADAPTERS = [
     ),
     Mutation(
         'iTPN with CLIP: relative position bias of mirrored pairs',
-        'adapters/mmpretrain/itpn.py',
-        'present[:, :, None], present[:, None, :]',
-        'present[:, None, :], present[:, :, None]',
+        'adapters/vit_encoder.py',
+        'dense = table_rows(table, index)',
+        'dense = table_rows(table, index.T)',
         contract(OWN_PATH, 'itpn-clip'),
     ),
     Mutation(
