@@ -6,7 +6,7 @@ Torch only: the original repositories are used without mmpretrain.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,10 +57,30 @@ def present_bias(shared: Any | None, partition: TokenPartition) -> Tensor | None
     if shared is None:
         return None
     tokens = F.pad(partition.present + 1, (1, 0))  # cls is row 0
-    return pair_bias(shared.relative_position_bias_table, shared.relative_position_index, tokens)
+    index = shared.relative_position_index
+    bias = pair_bias(shared.relative_position_bias_table, index, Pairs.of(tokens, len(index)))
+    return bias.contiguous()
 
 
-def pair_bias(table: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
+class Pairs(NamedTuple):
+    """The pairs of each image's own tokens, which all blocks of a network share.
+
+    Attributes:
+        tokens: (B, N) int64, below L.
+        columns: (B * N * N,) int64, where the N keys of each query stand among the L of its row.
+    """
+
+    tokens: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor, length: int) -> Pairs:
+        """Of tokens below ``length``."""
+        first = torch.arange(tokens.numel(), device=tokens.device).view_as(tokens) * length
+        return cls(tokens, (first[:, :, None] + tokens[:, None, :]).flatten())
+
+
+def pair_bias(table: Tensor, index: Tensor, pairs: Pairs) -> Tensor:
     """Relative position bias of each image's own tokens.
 
     Of all pairs once, then rows and columns for each image: what a row of the table gets from every
@@ -70,12 +90,14 @@ def pair_bias(table: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
     Args:
         table: (distances, heads).
         index: (L, L) int64, the table's row of each query and key.
-        tokens: (B, N) int64, below L.
+        pairs: of the tokens.
 
     Returns:
         (B, heads, N, N).
     """
+    images, count = pairs.tokens.shape
     dense = table_rows(table, index)
-    rows = table_rows(dense.flatten(1), tokens).unflatten(2, dense.shape[1:])
-    columns = tokens[:, None, :, None].expand(*rows.shape[:2], tokens.shape[1], rows.shape[3])
-    return rows.gather(2, columns).permute(0, 3, 1, 2).contiguous()
+    rows = table_rows(dense.flatten(1), pairs.tokens)
+    # index_select holds the columns alone for backward; gather would hold the rows, too
+    bias = rows.view(-1, table.shape[1]).index_select(0, pairs.columns)
+    return bias.view(images, count, count, -1).permute(0, 3, 1, 2)

@@ -97,7 +97,8 @@ class CapturedPass:
         except RuntimeError as error:
             raise RuntimeError(
                 f'the step cannot become a CUDA graph: {error}. Something in it waits for the '
-                'device or copies from the host; do without the graph'
+                'device, copies from the host, or is made again in backward (with_cp); do without '
+                'that, or without the graph'
             ) from error
         written = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
         return _Capture(graph, inputs, result, written)

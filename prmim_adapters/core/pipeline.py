@@ -335,9 +335,9 @@ def _made_again(aggregator: nn.Module, known: Tensor, *others: Any) -> Tensor:
 
 
 _OTHER_COUNT = (
-    'a compiled model takes masks of one size, and an image has another number of masked tokens than '
-    'those of the batch before it was compiled: use a mask generator with a fixed count, or do not '
-    'compile'
+    'a compiled model takes masks of one size, as does a CUDA graph, and an image has another number '
+    'of masked tokens than those of the batch before: use a mask generator with a fixed count, or do '
+    'not compile or capture'
 )
 
 

@@ -141,18 +141,19 @@ def tensors_of(data: Any) -> list[Tensor]:
     """Every tensor in a batch, those of its data samples included, in order.
 
     Raises:
-        TypeError: a data sample holds something else, which a graph would take for constant.
+        TypeError: it holds something else, which a graph would take for constant.
     """
     found: list[Tensor] = []
     for leaf in tree_leaves(data):
-        fields = leaf.items() if isinstance(leaf, BaseDataElement) else [('', leaf)]
-        for name, value in fields:
+        sample = isinstance(leaf, BaseDataElement)
+        for name, value in leaf.items() if sample else [('something', leaf)]:
             if isinstance(value, Tensor):
                 found.append(value)
-            elif isinstance(leaf, BaseDataElement):
+            elif value is not None:
                 raise TypeError(
-                    f'CUDAGraphHook: {name!r} of a data sample is {type(value).__name__}: only '
-                    'tensors can differ between replays; leave it out in PackInputs'
+                    f'CUDAGraphHook: {name!r} of a {"data sample" if sample else "batch"} is '
+                    f'{type(value).__name__}: only tensors can differ between replays; leave it '
+                    'out in PackInputs'
                 )
     return found
 

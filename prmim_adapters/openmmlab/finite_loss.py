@@ -42,6 +42,7 @@ class FiniteLossHook(Hook):
         """Watch the losses of the algorithm, between its forward and backward pass."""
         self.runner, self.model = runner, unwrapped(runner.model)
         self.states: dict[str, Any] = {}
+        # Functions: a bound method would take this run along into every copy of the model.
         self.handles = [
             self.model.register_forward_pre_hook(lambda *_: self.remember()),
             self.model.register_forward_hook(lambda _, *seen: self.look(*seen), with_kwargs=True),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import torch
 
-from prmim_adapters.adapters.vit_encoder import pair_bias
+from prmim_adapters.adapters.vit_encoder import Pairs, pair_bias
 
 
 def test_the_bias_of_each_pair_is_the_tables_row_of_it():
@@ -14,10 +14,10 @@ def test_the_bias_of_each_pair_is_the_tables_row_of_it():
     for ours in (True, False):
         table = torch.arange(14.0).view(7, 2).double().requires_grad_()
         if ours:
-            bias = pair_bias(table, index, tokens)
+            bias = pair_bias(table, index, Pairs.of(tokens, 6))
         else:
-            pairs = [[[table[index[a, b]] for b in row] for a in row] for row in tokens.tolist()]
-            bias = torch.stack([torch.stack([torch.stack(r) for r in p]) for p in pairs])
+            rows = [[[table[index[a, b]] for b in row] for a in row] for row in tokens.tolist()]
+            bias = torch.stack([torch.stack([torch.stack(r) for r in p]) for p in rows])
             bias = bias.permute(0, 3, 1, 2)
         (bias * weight).sum().backward()
         found.append((bias.detach(), table.grad))

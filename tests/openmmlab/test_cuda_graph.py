@@ -128,6 +128,8 @@ def test_other_things_in_a_data_sample_are_refused():
     sample.weight = 0.5
     with pytest.raises(TypeError, match="'weight' of a data sample is float: only tensors"):
         tensors_of(dict(data_samples=[sample]))
+    with pytest.raises(TypeError, match="'something' of a batch is float: only tensors can differ"):
+        tensors_of(dict(inputs=torch.zeros(1), data_samples=None, weight=0.5))
 
 
 def steps_of_its_own(runner):

@@ -36,7 +36,7 @@ from ..declared import Declaration
 from ..masks import Restore
 from ..registry import ADAPTERS
 from ..seams import Seams
-from ..vit_encoder import pair_bias
+from ..vit_encoder import Pairs, pair_bias
 from .pixels import check_num_patches, check_patches
 
 allow_rectangles()
@@ -81,8 +81,8 @@ class PRHiViTAttention(Attention):
     """HiViT's attention, also with a position bias of each image's own present tokens."""
 
     def forward(self, x: Tensor, rpe_index: Any = None, mask: Tensor | None = None) -> Tensor:
-        """As upstream; ``rpe_index`` (B, N) int64 are the positions of the tokens."""
-        if not isinstance(rpe_index, Tensor):
+        """As upstream, or with ``rpe_index`` of the tokens' pairs."""
+        if not isinstance(rpe_index, Pairs):
             return super().forward(x, rpe_index, mask)
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         bias = pair_bias(self.relative_position_bias_table, self.relative_position_index, rpe_index)
@@ -118,9 +118,9 @@ class PRiTPNHiViT(iTPNHiViT):
             x = block(x)
         tokens, queries = self._embedded(x[..., 0, 0, :], partition)
         tokens = self.pos_drop(tokens)
-        positions = partition.present if self.rpe else None
+        pairs = Pairs.of(partition.present, partition.length) if self.rpe else None
         for block in self.blocks[-self.num_main_blocks :]:
-            tokens = block(tokens, positions)
+            tokens = block(tokens, pairs)
         return (*levels, self.partial.reconstruct(partition, tokens, queries))
 
     def _embedded(self, x: Tensor, partition: TokenPartition) -> tuple[Tensor, Tensor]:
