@@ -105,6 +105,13 @@ IBOT = [
         named('core/test_pipeline', 'test_ragged_masks_are_reconstructed_as_each_size_by_itself'),
     ),
     Mutation(
+        'ragged blocks of cross-attention: what fills up is attended to',
+        'core/cross_blocks.py',
+        'allowed = None if filled is None else filled[:, None, None]',
+        'allowed = None',
+        named('core/test_pipeline', 'test_ragged_masks_are_reconstructed_as_each_size_by_itself'),
+    ),
+    Mutation(
         'ragged light stage: rows of the first image for all',
         'core/pipeline.py',
         'ragged_places(num_visible, length, length, device)',

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from ..core import aggregation, sampling
+from ..core.cross_blocks import CrossBlocks
 
 T = TypeVar('T')
 
@@ -194,6 +195,7 @@ SAMPLERS.register_module('random', module=sampling.random)
 SAMPLERS.register_module('grid', module=sampling.lattice)
 
 AGGREGATORS.register_module('cross_attention', module=aggregation.CrossAttention)
+AGGREGATORS.register_module('cross_blocks', module=CrossBlocks)
 AGGREGATORS.register_module('nearest', module=aggregation.Nearest)
 AGGREGATORS.register_module('distance', module=aggregation.Distance)
 AGGREGATORS.register_module('convolution', module=aggregation.Convolution)

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from ..core.aggregation import CrossAttention
 from ..core.partition import Sampler
 from .registry import AGGREGATORS, SAMPLERS, Registry, qualified
 from .seams import Seams
@@ -42,7 +41,7 @@ def build_aggregator(spec: Any, seams: Seams, model: nn.Module) -> nn.Module:
         KeyError: it is not registered.
     """
     kind, options = _entry_and_options(AGGREGATORS, spec)
-    if isinstance(kind, type) and issubclass(kind, CrossAttention) and not seams.absolute_positions:
+    if getattr(kind, 'takes_key_positions', False) and not seams.absolute_positions:
         options.setdefault('key_positions', True)
     given = dict(width=seams.width, grid=seams.grid)
     _check_call(f'aggregator {_shown(spec)}', kind, tuple(given), options, given)

@@ -48,6 +48,9 @@ class CrossAttention(nn.Module):
         TypeError, ValueError: an option is no such value or out of range, naming it.
     """
 
+    #: What attach() sets where features carry no absolute position: ``key_positions=True``.
+    takes_key_positions = True
+
     def __init__(
         self,
         width: int,
@@ -60,7 +63,7 @@ class CrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         inner = max(width // 4, 1) if inner is None else check_whole('inner', inner, 1, 2**16)
-        heads = _heads(inner) if heads is None else check_whole('heads', heads, 1)
+        heads = default_heads(inner) if heads is None else check_whole('heads', heads, 1)
         if inner % heads:
             raise ValueError(f'inner={inner} must be a multiple of heads={heads}')
         self.grid, self.heads = grid, heads
@@ -86,16 +89,11 @@ class CrossAttention(nn.Module):
         Raises:
             ValueError: keys want positions, and the queries are those of thrown tokens only.
         """
-        features, positions = _select(self.sources, features, partition)
+        features, positions = select_sources(self.sources, features, partition)
         query = at_thrown(self.query(queries), partition)
         key, value = self.key_value(features).chunk(2, dim=-1)
         if self.key_position is not None:
-            if queries.dim() != 2:
-                raise ValueError(
-                    'cross_attention: key_positions=True needs the queries of all positions, but '
-                    'this framework gives those of thrown tokens: leave it out'
-                )
-            key = key + table_rows(self.key_position(queries), positions)
+            key = key + source_positions('cross_attention', self.key_position, queries, positions)
         attended = F.scaled_dot_product_attention(
             self._split(query),
             self._split(key),
@@ -154,7 +152,7 @@ class Nearest(nn.Module):
 
     def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
         """See the module docstring for shapes; ``queries`` are not used."""
-        features, positions = _select(self.sources, features, partition)
+        features, positions = select_sources(self.sources, features, partition)
         index, _ = nearest_sources(partition.thrown, positions, self.grid, self.neighbours)
         cell = self._cell(partition.thrown, positions, index)
         total = features.new_zeros(*partition.thrown.shape, features.shape[-1])
@@ -194,7 +192,7 @@ class Distance(nn.Module):
 
     def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
         """See the module docstring for shapes; ``queries`` are not used."""
-        features, positions = _select(self.sources, features, partition)
+        features, positions = select_sources(self.sources, features, partition)
         index, squared = nearest_sources(partition.thrown, positions, self.grid, self.neighbours)
         weight = squared.float().rsqrt()
         weight = (weight / weight.sum(-1, keepdim=True)).to(features.dtype)
@@ -230,7 +228,7 @@ class Convolution(nn.Module):
 
     def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
         """See the module docstring for shapes; ``queries`` are not used."""
-        features, positions = _select(self.sources, features, partition)
+        features, positions = select_sources(self.sources, features, partition)
         dense = scatter_tokens(features, positions, partition.length)
         dense = self.depthwise(dense.transpose(1, 2).unflatten(2, self.grid))
         return self.norm(gather_tokens(dense.flatten(2).transpose(1, 2), partition.thrown))
@@ -263,12 +261,28 @@ def at_thrown(queries: Tensor, partition: TokenPartition) -> Tensor:
     return table_rows(queries, partition.thrown) if queries.dim() == 2 else queries
 
 
-def _heads(inner: int) -> int:
+def source_positions(name: str, project: nn.Module, queries: Tensor, positions: Tensor) -> Tensor:
+    """Projected queries (L, C) at the sources' positions (B, N) -> (B, N, inner).
+
+    Raises:
+        ValueError: the queries are those of thrown tokens only; ``name`` is the aggregator's.
+    """
+    if queries.dim() != 2:
+        raise ValueError(
+            f'{name}: key_positions=True needs the queries of all positions, but this framework '
+            'gives those of thrown tokens: leave it out'
+        )
+    return table_rows(project(queries), positions)
+
+
+def default_heads(inner: int) -> int:
     """Heads of about 32 channels, all of one width."""
     return next(heads for heads in range(max(inner // 32, 1), 0, -1) if inner % heads == 0)
 
 
-def _select(sources: str, features: Tensor, partition: TokenPartition) -> tuple[Tensor, Tensor]:
+def select_sources(
+    sources: str, features: Tensor, partition: TokenPartition
+) -> tuple[Tensor, Tensor]:
     """Features and positions that an aggregator may read."""
     if sources == 'kept':
         return features[:, partition.visible.shape[1] :], partition.kept

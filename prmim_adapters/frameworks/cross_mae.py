@@ -12,12 +12,10 @@ out; they cost next to nothing. Encoder, target and loss are those of mmpretrain
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from math import isqrt
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmpretrain.models import MAE
 from mmpretrain.models.utils import build_2d_sincos_position_embedding
@@ -25,38 +23,9 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ..core import gather_tokens, table_rows
+from ..core.cross_blocks import CrossBlock
 from ..core.options import check_number
 from .pretrained import loaded_last
-
-
-class CrossBlock(nn.Module):
-    """Cross-attention and MLP, pre-norm.
-
-    Args:
-        width, encoder_width: channels of the queries and of the encoder. heads: attention heads.
-    """
-
-    def __init__(self, width: int, encoder_width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(encoder_width, 2 * width)
-        self.project = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-
-    def forward(self, x: Tensor, encoded: Tensor) -> Tensor:
-        """Queries x (B, P, C), encoder tokens (B, N, C_encoder) -> (B, P, C)."""
-        split = partial(torch.unflatten, dim=-1, sizes=(self.heads, -1))
-        query = split(self.query(self.norm1(x))).transpose(1, 2)
-        key, value = (
-            split(part).transpose(1, 2) for part in self.key_value(encoded).chunk(2, dim=-1)
-        )
-        attended = F.scaled_dot_product_attention(query, key, value)
-        x = x + self.project(attended.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm2(x))
 
 
 @MODELS.register_module()

@@ -20,7 +20,7 @@ from ..adapters import detach
 from .access import recorded_partitions, seed_everything
 from .case import AdapterCase, total
 
-AGGREGATORS = ('cross_attention', 'nearest', 'convolution', 'distance', None)
+AGGREGATORS = ('cross_attention', 'cross_blocks', 'nearest', 'convolution', 'distance', None)
 
 
 def check_ratio_zero_is_the_framework(case: AdapterCase) -> None:

@@ -15,6 +15,7 @@ import prmim_adapters as prmim
 import prmim_adapters.openmmlab
 from prmim_adapters.adapters import partial_of
 from prmim_adapters.core.aggregation import CrossAttention
+from prmim_adapters.core.cross_blocks import CrossBlocks
 from prmim_adapters.testing import seed_everything
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'mmpretrain'
@@ -292,9 +293,18 @@ def test_things_that_are_neither_sampler_nor_aggregator(option, message):
         prmim.attach(mae(), 0.25, **option)
 
 
-@pytest.mark.parametrize('kind', ['cross_attention', CrossAttention, MyAttention, 'again'])
+@pytest.mark.parametrize(
+    ('kind', 'expected'),
+    [
+        ('cross_attention', CrossAttention),
+        (CrossAttention, CrossAttention),
+        (MyAttention, CrossAttention),
+        ('again', CrossAttention),
+        ('cross_blocks', CrossBlocks),
+    ],
+)
 def test_keys_have_positions_where_features_have_none_whatever_the_type_is_called(
-    kind, monkeypatch
+    kind, expected, monkeypatch
 ):
     monkeypatch.setitem(prmim.AGGREGATORS._entries, 'again', CrossAttention)
     layers = dict(arch=MAE['backbone']['arch'], img_size=32, patch_size=8)
@@ -312,6 +322,6 @@ def test_keys_have_positions_where_features_have_none_whatever_the_type_is_calle
     )
     (light,) = partial_of(prmim.attach(model, 0.25, aggregator=dict(type=kind))).aggregators
     names = {name for name, _ in light.named_parameters()}
-    expected = CrossAttention(16, (4, 4), key_positions=True)
-    assert names == {name for name, _ in expected.named_parameters()}
-    assert names != {name for name, _ in CrossAttention(16, (4, 4)).named_parameters()}
+    given = expected(16, (4, 4), key_positions=True)
+    assert names == {name for name, _ in given.named_parameters()}
+    assert names != {name for name, _ in expected(16, (4, 4)).named_parameters()}

@@ -15,6 +15,7 @@ from prmim_adapters.core.aggregation import (
     Nearest,
     nearest_sources,
 )
+from prmim_adapters.core.cross_blocks import CrossBlocks
 from prmim_adapters.core.sampling import farthest
 
 GRID, WIDTH = (5, 6), 8
@@ -63,6 +64,33 @@ def test_cross_attention_equals_its_formula(inputs, sources, key_positions):
                 heads.append(weight @ value[:, h])
             expected = module.norm(module.project(torch.cat(heads)) + queries[p])
             assert_close(actual[b, t], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('sources', ['present', 'kept'])
+@pytest.mark.parametrize('key_positions', [False, True])
+def test_cross_blocks_equal_their_formula(inputs, sources, key_positions):
+    features, partition, queries = inputs
+    module = build(CrossBlocks, inner=4, heads=2, sources=sources, key_positions=key_positions)
+    assert len(module.blocks) == 2
+    actual = module(features, partition, queries)
+    for b in range(3):
+        seen = list(range(16)) if sources == 'present' else list(range(8, 16))
+        known = module.read(features[b, seen])
+        if key_positions:
+            known = known + queries[partition.present[b, seen]] @ module.key_position.weight.T
+        for t, p in enumerate(partition.thrown[b]):
+            x = module.ask(queries[p])
+            for block in module.blocks:
+                query = block.query(block.norm1(x))
+                key, value = block.key_value(known).split(4, dim=-1)
+                heads = []
+                for h in (slice(0, 2), slice(2, 4)):
+                    weight = torch.softmax(key[:, h] @ query[h] / 2**0.5, 0)
+                    heads.append(weight @ value[:, h])
+                x = x + block.project(torch.cat(heads))
+                x = x + block.mlp[2](F.gelu(block.mlp[0](block.norm2(x))))
+            expected = module.project(module.norm(x))
+            assert_close(actual[b, t], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_cross_attention_to_the_nearest_ignores_the_rest(inputs):
@@ -134,7 +162,7 @@ def test_convolution_equals_its_formula(inputs):
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize('cls', [CrossAttention, Nearest, Distance, Convolution])
+@pytest.mark.parametrize('cls', [CrossAttention, CrossBlocks, Nearest, Distance, Convolution])
 def test_any_float_type(inputs, cls, dtype):
     features, partition, queries = inputs
     module = build(cls).to(dtype)
@@ -165,6 +193,11 @@ def test_default_heads_divide_the_inner_channels(width, heads):
         (CrossAttention, dict(sources=None), TypeError, 'sources=None'),
         (CrossAttention, dict(neighbours=2.0), TypeError, r'neighbours=2.0 \(float\): expected'),
         (CrossAttention, dict(key_positions='no'), TypeError, "key_positions='no'"),
+        (CrossBlocks, dict(depth=0), ValueError, 'depth=0 must be at least 1'),
+        (CrossBlocks, dict(depth=65), ValueError, 'depth=65 must be at most 64'),
+        (CrossBlocks, dict(inner=6, heads=4), ValueError, 'inner=6 must be a multiple of heads'),
+        (CrossBlocks, dict(sources='visible'), ValueError, "sources='visible': allowed are 'pr"),
+        (CrossBlocks, dict(key_positions=1), TypeError, 'key_positions=1'),
         (Nearest, dict(neighbours=0), ValueError, 'neighbours=0 must be at least 1'),
         (Nearest, dict(neighbours=True), TypeError, 'neighbours=True'),
         (Nearest, dict(radius=0), ValueError, 'radius=0 must be at least 1'),

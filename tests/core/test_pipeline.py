@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from prmim_adapters.core import PartialReconstruction, sincos_positions
 from prmim_adapters.core.aggregation import CrossAttention, Distance
+from prmim_adapters.core.cross_blocks import CrossBlocks
 from prmim_adapters.core.sampling import farthest, random, squared_distance_to
 
 GRID, WIDTH = (6, 6), 4
@@ -118,6 +119,8 @@ class OwnAttention(CrossAttention):
         (CrossAttention, {'key_positions': True}, 1),
         (CrossAttention, {'sources': 'kept'}, 4),
         (CrossAttention, {'neighbours': 3}, 4),
+        (CrossBlocks, {'key_positions': True}, 1),
+        (CrossBlocks, {'sources': 'kept'}, 4),
         (OwnAttention, {}, 4),
     ],
 )

@@ -24,7 +24,17 @@ NUMBERS = st.one_of(
 )
 WHOLE = st.sampled_from([1, 2, 3, 4, 0, -1, 2.0, True, None, 'present', 10**9])
 NAMES = st.sampled_from(
-    ['farthest', 'random', 'grid', 'cross_attention', 'nearest', 'distance', 'convolution', 'x', '']
+    [
+        'farthest',
+        'random',
+        'grid',
+        'cross_attention',
+        'cross_blocks',
+        'nearest',
+        'distance',
+        'x',
+        '',
+    ]
 )
 OPTION_NAMES = ('inner', 'heads', 'neighbours', 'radius', 'kernel', 'sources', 'seeds', 'other')
 SPECS = st.one_of(

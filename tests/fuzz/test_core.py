@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prmim_adapters.core.aggregation import Convolution, CrossAttention, Distance, Nearest
+from prmim_adapters.core.cross_blocks import CrossBlocks
 from prmim_adapters.core.partition import (
     TokenPartition,
     gather_tokens,
@@ -30,6 +31,7 @@ SAMPLERS = {
 }
 AGGREGATORS = {
     'cross_attention': CrossAttention,
+    'cross_blocks': CrossBlocks,
     'nearest': Nearest,
     'distance': Distance,
     'convolution': Convolution,
@@ -115,6 +117,9 @@ NUMBERS = st.sampled_from(
 OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     'cross_attention': dict(
         inner=NUMBERS, heads=NUMBERS, neighbours=NUMBERS, key_positions=st.booleans() | st.text()
+    ),
+    'cross_blocks': dict(
+        depth=NUMBERS, inner=NUMBERS, heads=NUMBERS, key_positions=st.booleans() | st.text()
     ),
     'nearest': dict(neighbours=NUMBERS, radius=NUMBERS),
     'distance': dict(neighbours=NUMBERS),
