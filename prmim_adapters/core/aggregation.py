@@ -11,8 +11,9 @@ An aggregator is a module with ``forward(features, partition, queries) -> (B, T,
 
 and a constructor ``Aggregator(width=C, grid=(H, W), **options)``. One with an attribute
 ``takes_padding = True`` gets ragged masks in one call, and leaves out present tokens where
-``partition.filled`` is False; others are called for each number of tokens. The forms are this
-project's own: the paper's abstract (arXiv 2411.15746) fixes a light spatial aggregation, not its
+``partition.filled`` is False; others are called for each number of tokens. One with
+``takes_key_positions = True`` is made with ``key_positions=True`` where the features carry no
+absolute position, unless the user says otherwise. The forms are this project's own: the paper's abstract (arXiv 2411.15746) fixes a light spatial aggregation, not its
 form.
 """
 
@@ -48,7 +49,6 @@ class CrossAttention(nn.Module):
         TypeError, ValueError: an option is no such value or out of range, naming it.
     """
 
-    #: What attach() sets where features carry no absolute position: ``key_positions=True``.
     takes_key_positions = True
 
     def __init__(
@@ -62,10 +62,7 @@ class CrossAttention(nn.Module):
         key_positions: bool = False,
     ) -> None:
         super().__init__()
-        inner = max(width // 4, 1) if inner is None else check_whole('inner', inner, 1, 2**16)
-        heads = default_heads(inner) if heads is None else check_whole('heads', heads, 1)
-        if inner % heads:
-            raise ValueError(f'inner={inner} must be a multiple of heads={heads}')
+        inner, heads = inner_and_heads(inner, heads, width // 4)
         self.grid, self.heads = grid, heads
         self.sources = check_choice('sources', sources, SOURCES)
         self.neighbours = None if neighbours is None else check_whole('neighbours', neighbours, 1)
@@ -275,9 +272,23 @@ def source_positions(name: str, project: nn.Module, queries: Tensor, positions: 
     return table_rows(project(queries), positions)
 
 
-def default_heads(inner: int) -> int:
-    """Heads of about 32 channels, all of one width."""
-    return next(heads for heads in range(max(inner // 32, 1), 0, -1) if inner % heads == 0)
+def inner_and_heads(inner: int | None, heads: int | None, share: int) -> tuple[int, int]:
+    """Channels and heads of an attention, as given or by default.
+
+    Args:
+        inner: channels, or None: ``share`` of them, at least one.
+        heads: heads, or None: as many as make about 32 channels each, all of one width.
+        share: channels by default.
+
+    Raises:
+        TypeError, ValueError: an option is no such value, or the heads do not divide the channels.
+    """
+    inner = max(share, 1) if inner is None else check_whole('inner', inner, 1, 2**16)
+    if heads is None:
+        return inner, next(n for n in range(max(inner // 32, 1), 0, -1) if inner % n == 0)
+    if inner % check_whole('heads', heads, 1):
+        raise ValueError(f'inner={inner} must be a multiple of heads={heads}')
+    return inner, heads
 
 
 def select_sources(

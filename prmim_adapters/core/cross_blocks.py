@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks of cross-attention: a small decoder that the thrown tokens have to themselves.
 
-The light stage to try where the heavy network is the encoder: its last features are then not read
-as they are by the thrown tokens, but through blocks of their own, as MAE's are through its decoder.
-An aggregator as in :mod:`.aggregation`, and the block of which the decoder in the manner of
-CrossMAE is made (:mod:`prmim_adapters.frameworks.cross_mae`).
+Meant for frameworks whose heavy network is the encoder: thrown tokens then read its last features
+through blocks of their own, as MAE reads its encoder's through a decoder. An aggregator as in
+:mod:`.aggregation`, and the block that also makes the decoder in the manner of CrossMAE
+(:mod:`prmim_adapters.frameworks.cross_mae`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .aggregation import SOURCES, at_thrown, default_heads, select_sources, source_positions
+from .aggregation import SOURCES, at_thrown, inner_and_heads, select_sources, source_positions
 from .options import check_choice, check_flag, check_whole
 from .partition import Grid, TokenPartition
 
@@ -88,10 +88,7 @@ class CrossBlocks(nn.Module):
     ) -> None:
         super().__init__()
         depth = check_whole('depth', depth, 1, _LARGEST_DEPTH)
-        inner = max(width // 2, 1) if inner is None else check_whole('inner', inner, 1, 2**16)
-        heads = default_heads(inner) if heads is None else check_whole('heads', heads, 1)
-        if inner % heads:
-            raise ValueError(f'inner={inner} must be a multiple of heads={heads}')
+        inner, heads = inner_and_heads(inner, heads, width // 2)
         self.grid, self.sources = grid, check_choice('sources', sources, SOURCES)
         check_flag('key_positions', key_positions)
         self.ask = nn.Linear(width, inner)

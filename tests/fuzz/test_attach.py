@@ -32,6 +32,7 @@ NAMES = st.sampled_from(
         'cross_blocks',
         'nearest',
         'distance',
+        'convolution',
         'x',
         '',
     ]
