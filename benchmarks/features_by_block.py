@@ -33,8 +33,9 @@ from prmim_adapters.sweep.evaluation import frozen_accuracy
 def features(model: Any, loader: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """(N, blocks + 1, C) averages after every block and after the final norm; labels (N,)."""
     backbone, found, labels, held = model.backbone, [], [], []
+    prefix = backbone.num_extra_tokens
     handles = [
-        module.register_forward_hook(lambda *call: held.append(call[2][:, 1:].mean(dim=1)))
+        module.register_forward_hook(lambda *call: held.append(call[2][:, prefix:].mean(dim=1)))
         for module in (*backbone.layers, backbone.norm1)
     ]
     for batch in Runner.build_dataloader(loader):
@@ -58,8 +59,9 @@ def main(points: tuple[Path, ...]) -> None:
     for point in points:
         hooks = Config.fromfile(point / 'config.py').custom_hooks
         hook = next(hook for hook in hooks if hook['type'].endswith('FrozenFeatureHook'))
+        model = trained(point)
         (x, y), (x_test, y_test) = (
-            features(trained(point), hook[name]) for name in ('train_dataloader', 'test_dataloader')
+            features(model, hook[name]) for name in ('train_dataloader', 'test_dataloader')
         )
         # No dots: documents name a value by its keys, joined with them.
         name = '/'.join(point.resolve().parts[-2:]).replace('.', '_')
