@@ -115,6 +115,7 @@ def attach(
     )
     if partial.num_thrown:
         _check_loss(model, partial, seams)
+    _check_last_blocks(model, partial, seams)
     _check_sampler(partial, seams)
     originals = {path: type(model.get_submodule(path)) for path in changed}
     model.get_submodule(seams.host).partial = partial
@@ -308,6 +309,33 @@ def _check_loss(model: nn.Module, partial: PartialReconstruction, seams: Seams) 
             f'the loss of {type(model).__name__} lies outside of the model and weighs every masked '
             'token: aggregator=None and thrown_weight are not supported; attach with an aggregator '
             'and thrown_weight=1'
+        )
+
+
+def _check_last_blocks(model: nn.Module, partial: PartialReconstruction, seams: Seams) -> None:
+    """Thrown tokens come back before blocks that there are, and then train them."""
+    blocks = partial.last_blocks
+    if not blocks:
+        return
+    if not seams.num_blocks:
+        raise ValueError(
+            f'aggregator: thrown tokens cannot come back before the last blocks of '
+            f"{type(model).__name__}, whose adapter gives no num_blocks, as that of SimMIM's ViT does: "
+            'choose another aggregator'
+        )
+    if blocks >= seams.num_blocks:
+        raise ValueError(
+            f'aggregator: thrown tokens come back before the last {blocks} blocks, but the heavy '
+            f'network has {seams.num_blocks}: choose a depth from 1 to {seams.num_blocks - 1}'
+        )
+    if partial.num_stages > 1:
+        raise ValueError(
+            'aggregator: a light stage before the last blocks stands alone; give it without others'
+        )
+    if partial.stop_gradient:
+        raise ValueError(
+            'stop_gradient=True keeps the loss of thrown tokens from the heavy network, whose last '
+            'blocks they go through with this aggregator: leave it out, or choose another aggregator'
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from ..core import aggregation, sampling
 from ..core.cross_blocks import CrossBlocks
+from ..core.last_blocks import LastBlocks
 
 T = TypeVar('T')
 
@@ -196,6 +197,7 @@ SAMPLERS.register_module('grid', module=sampling.lattice)
 
 AGGREGATORS.register_module('cross_attention', module=aggregation.CrossAttention)
 AGGREGATORS.register_module('cross_blocks', module=CrossBlocks)
+AGGREGATORS.register_module('last_blocks', module=LastBlocks)
 AGGREGATORS.register_module('nearest', module=aggregation.Nearest)
 AGGREGATORS.register_module('distance', module=aggregation.Distance)
 AGGREGATORS.register_module('convolution', module=aggregation.Convolution)

@@ -35,6 +35,8 @@ class Seams:
             stages of its own.
         owns_loss: False where the loss is not part of the model, so that thrown tokens cannot be
             given another weight than kept ones.
+        num_blocks: blocks of the heavy network, where thrown tokens can come back before its last
+            ones; 0 where they cannot.
     """
 
     host: str
@@ -48,6 +50,7 @@ class Seams:
     absolute_positions: bool = True
     num_features: int = 1
     owns_loss: bool = True
+    num_blocks: int = 0
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -106,6 +109,7 @@ def _check_sizes(name: str, seams: Seams) -> None:
         'width': (seams.width, 1),
         'num_prefix': (seams.num_prefix, 0),
         'num_features': (seams.num_features, 1),
+        'num_blocks': (seams.num_blocks, 0),
     }
     if seams.num_masked is not None:
         counts['num_masked'] = (seams.num_masked, 0)

@@ -13,7 +13,8 @@ and a constructor ``Aggregator(width=C, grid=(H, W), **options)``. One with an a
 ``takes_padding = True`` gets ragged masks in one call, and leaves out present tokens where
 ``partition.filled`` is False; others are called for each number of tokens. One with
 ``takes_key_positions = True`` is made with ``key_positions=True`` where the features carry no
-absolute position, unless the user says otherwise.
+absolute position, unless the user says otherwise. One with ``last_blocks = n`` is called before the
+heavy network's last n blocks, with the features that enter them; what it returns goes through them.
 
 The forms are this project's own: the paper's abstract (arXiv 2411.15746) fixes a light spatial
 aggregation, not its form.

@@ -102,6 +102,11 @@ class PartialReconstruction(nn.Module):
         return len(self.aggregators) > 0
 
     @property
+    def last_blocks(self) -> int:
+        """Last blocks of the heavy network that run on all tokens; 0 where thrown ones stay out."""
+        return max((getattr(stage, 'last_blocks', 0) for stage in self.aggregators), default=0)
+
+    @property
     def changes_loss(self) -> bool:
         """Whether thrown tokens weigh differently from kept ones in the loss."""
         return not self.supervises_thrown or self.thrown_weight != 1.0
@@ -210,6 +215,25 @@ class PartialReconstruction(nn.Module):
                 'network and loss must see the same images'
             )
         return partition
+
+    def bring_back(
+        self, partition: TokenPartition, tokens: Tensor, queries: Tensor
+    ) -> tuple[TokenPartition, Tensor]:
+        """All tokens, for the last blocks that run on all of them.
+
+        Args:
+            partition: of this pass.
+            tokens: (B, prefix + V + K, C), prefix tokens and those at ``partition.present``.
+            queries: as in :meth:`reconstruct`.
+
+        Returns:
+            The partition that the rest of the heavy network and :meth:`reconstruct` see, with all
+            masked tokens kept, kept ones first; and (B, prefix + L, C) at its present positions.
+        """
+        thrown = self._thrown(partition, tokens[:, self.num_prefix :], queries, 0)
+        nothing = partition.thrown[:, :0]
+        whole = replace(partition, kept=partition.masked, thrown=nothing)
+        return whole, torch.cat((tokens, *thrown), dim=1)
 
     def reconstruct(
         self, partition: TokenPartition, features: Tensor, queries: Tensor, which: int = 0

@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
     """What the encoder knows of one batch.
 
     Attributes:
-        partition: of the batch.
+        partition: of the batch; without thrown tokens where they came back before the last blocks.
         queries: (L, C), mask token + position of every grid position.
         bias: (B, heads, 1 + N, 1 + N) relative position bias of cls and present tokens, or None.
         features: (B, 1 + N, C) of each stage in ``out_indices``.
@@ -43,7 +43,7 @@ class Encoded(NamedTuple):
 
 
 def encode_present(backbone: Any, x: Tensor, mask: Tensor, *, loss_reads: bool = True) -> Encoded:
-    """Encode cls + visible + kept tokens.
+    """Encode cls + visible + kept tokens, in the last blocks all tokens if the light stage is them.
 
     Args:
         backbone: a BEiTPretrainViT with ``partial``.
@@ -55,8 +55,11 @@ def encode_present(backbone: Any, x: Tensor, mask: Tensor, *, loss_reads: bool =
     tokens, queries = embed_present(backbone, backbone.patch_embed(x)[0], partition)
     tokens = backbone.drop_after_pos(tokens)
     bias = present_bias(backbone.rel_pos_bias, partition)
-    features = []
+    features, returns = [], len(backbone.layers) - backbone.partial.last_blocks
     for i, layer in enumerate(backbone.layers):
+        if i == returns:
+            partition, tokens = backbone.partial.bring_back(partition, tokens, queries)
+            bias = present_bias(backbone.rel_pos_bias, partition)
         tokens = layer(tokens, rel_pos_bias=bias)
         if i == len(backbone.layers) - 1 and backbone.final_norm:
             tokens = backbone.norm1(tokens)

@@ -144,6 +144,7 @@ def simmim(model: Any) -> Seams:
         width=model.neck.decoder[0].in_channels,
         num_prefix=0 if is_swin else 1,
         absolute_positions=False,
+        num_blocks=0 if is_swin else len(backbone.layers),
     )
 
 

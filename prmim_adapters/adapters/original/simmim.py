@@ -38,7 +38,11 @@ class VisionTransformerSeam:
         tokens, queries = embed_present(self, self.patch_embed(x), partition)
         x = self.pos_drop(tokens)
         bias = present_bias(self.rel_pos_bias, partition)
-        for block in self.blocks:
+        returns = len(self.blocks) - self.partial.last_blocks
+        for i, block in enumerate(self.blocks):
+            if i == returns:
+                partition, x = self.partial.bring_back(partition, x, queries)
+                bias = present_bias(self.rel_pos_bias, partition)
             x = block(x, rel_pos_bias=bias)
         features = dense_features(self.partial, partition, self.norm(x)[:, 1:], queries)
         return feature_map(features, self.partial.grid)
@@ -131,4 +135,5 @@ def simmim(model: Any) -> Seams:
         width=encoder.num_features,
         num_prefix=int(hasattr(encoder, 'cls_token')),
         absolute_positions=False,
+        num_blocks=len(encoder.blocks) if hasattr(encoder, 'blocks') else 0,
     )

@@ -16,6 +16,7 @@ from mmpretrain.structures import DataSample
 
 import prmim_adapters as prmim
 from prmim_adapters.adapters import partial_of
+from prmim_adapters.core import sincos_positions
 from prmim_adapters.frameworks.simmim_vit import SimMIMViT  # noqa: F401  registers it
 from prmim_adapters.testing import recorded_partitions
 
@@ -142,6 +143,66 @@ def hide_keys(attention, scores):
         return mask if region is None else mask + region.repeat(len(scores), 1, 1)
 
     attention.get_attn_mask = get_attn_mask
+
+
+@pytest.mark.parametrize('options', [{}, {'use_abs_pos_emb': True}])
+@pytest.mark.parametrize('depth', [1, 2])
+def test_last_blocks_run_on_all_tokens(depth, options):
+    """The dense network, whose first blocks hide thrown tokens from all others."""
+    images, mask = make_batch('vit')
+    model = build('vit', arch=small_models.arch(24, 3), **options).eval()
+    dense = copy.deepcopy(model.backbone)
+    names = set(model.state_dict())
+    prmim.attach(model, throw_ratio=THROWN / 24, aggregator=dict(type='last_blocks', depth=depth))
+    assert set(model.state_dict()) == names
+    with recorded_partitions(model) as seen:
+        (column,) = model.backbone(images, mask)
+    partition = seen[0][1]
+    is_thrown = torch.zeros(2, 25, 1).scatter(1, partition.thrown[..., None] + 1, 1.0)
+    hidden = is_thrown.mT[:, None] * -1e4
+    if options:
+        entering = dense.mask_token + dense.pos_embed
+    else:
+        positions = sincos_positions((4, 6), 24)
+        entering = dense.mask_token + torch.nn.functional.pad(positions, (0, 0, 1, 0))
+
+    for layer in dense.layers[:-depth]:
+        layer.register_forward_pre_hook(
+            lambda module, args, kw: (args, dict(rel_pos_bias=kw['rel_pos_bias'] + hidden)),
+            with_kwargs=True,
+        )
+    dense.layers[-depth].register_forward_pre_hook(
+        lambda module, args: (torch.where(is_thrown > 0, entering, args[0]),)
+    )
+    (expected,) = dense(images, mask)
+    index = partition.masked[:, None].expand(-1, 24, -1)
+    expected = expected.flatten(2).gather(2, index)
+    torch.testing.assert_close(column.squeeze(-1), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_last_blocks_train_the_whole_network_and_no_more():
+    model = prmim.attach(build('vit'), throw_ratio=THROWN / 24, aggregator='last_blocks')
+    loss_of(model, *make_batch('vit')).backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert without == set()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'options', 'message'),
+    [
+        ('swin', {}, 'cannot come back before the last blocks of SimMIM, whose adapter gives no'),
+        ('vit', dict(aggregator=dict(type='last_blocks', depth=2)), r'last 2 .* has 2: .* 1 to 1'),
+        ('vit', dict(aggregator=['last_blocks', 'nearest']), 'stands alone'),
+        (
+            'vit',
+            dict(stop_gradient=True),
+            'stop_gradient=True .* whose last blocks they go through',
+        ),
+    ],
+)
+def test_last_blocks_are_refused_where_they_cannot_be(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        prmim.attach(build(kind), 0.5, **{'aggregator': 'last_blocks'} | options)
 
 
 @pytest.mark.parametrize('kind', KINDS)
