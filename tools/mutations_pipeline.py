@@ -143,6 +143,20 @@ PIPELINE = [
         'slot: overwritten unread', 'core/pipeline.py', 'if unread is not None:', 'if False:', SLOT
     ),
     Mutation(
+        'last blocks: thrown tokens come back in the places of others',
+        'core/pipeline.py',
+        'return whole, torch.cat((tokens, *thrown), dim=1)',
+        'return whole, torch.cat((tokens, *(part.flip(1) for part in thrown)), dim=1)',
+        contract('thrown_tokens_come_back_before_the_last_block', 'simmim-vit-norm-target'),
+    ),
+    Mutation(
+        'last blocks: one block too early',
+        'adapters/mmpretrain/beit.py',
+        'len(backbone.layers) - backbone.partial.last_blocks',
+        'len(backbone.layers) - backbone.partial.last_blocks - 1',
+        named('adapters/mmpretrain/test_simmim', 'test_last_blocks_run_on_all_tokens'),
+    ),
+    Mutation(
         'slot: of another batch',
         'core/pipeline.py',
         'if len(partition.thrown) != batch_size:',

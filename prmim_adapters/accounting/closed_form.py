@@ -161,8 +161,9 @@ def simmim(model: Any, tokens: Tokens) -> float:
     """SimMIM: ViT or Swin; the neck is a 1x1 convolution."""
     neck = sum(m.weight.numel() for m in model.neck.modules() if isinstance(m, nn.Conv2d))
     swin = hasattr(model.backbone, 'stages')
-    encoder_saving = (_swin if swin else _vit)(model.backbone, tokens)
-    return encoder_saving + neck * (tokens.length - tokens.predicted)
+    dense = partial_of(model).last_blocks
+    saving = _swin(model.backbone, tokens) if swin else _vit(model.backbone, tokens, dense)
+    return saving + neck * (tokens.length - tokens.predicted)
 
 
 def beit(model: Any, tokens: Tokens) -> float:
@@ -267,13 +268,17 @@ FORMULAS: dict[str, Callable[[Any, Tokens], float]] = {
 """Key in ``ADAPTERS`` to formula ``(model, tokens) -> MACs``; add your adapter's."""
 
 
-def _vit(backbone: Any, tokens: Tokens) -> float:
+def _vit(backbone: Any, tokens: Tokens, dense: int = 0) -> float:
+    """All blocks but the last ``dense`` ones; the norm after them, too, if there are none."""
     before = tokens.length + 1
-    blocks = [backbone.layers, *([backbone.ln1] if backbone.final_norm else [])]
+    blocks = list(backbone.layers)[: len(backbone.layers) - dense]
+    if backbone.final_norm and not dense:
+        blocks.append(backbone.ln1)
     after = before - tokens.thrown
     filling = (after + tokens.filling) ** 2 - after**2
-    padding = 2 * sum(_attention_width(m) for m in backbone.layers.modules()) * filling
-    return block_macs(nn.ModuleList(blocks), before, after) - padding
+    skipping = nn.ModuleList(blocks)
+    padding = 2 * sum(_attention_width(m) for m in skipping.modules()) * filling
+    return block_macs(skipping, before, after) - padding
 
 
 def _swin(backbone: Any, tokens: Tokens) -> float:

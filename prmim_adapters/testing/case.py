@@ -55,6 +55,8 @@ class AdapterCase:
         features: (model, tokens (L, C)) -> (L, C), what the heavy network makes of tokens that do
             not see each other; a tuple where the adapter reconstructs several features. By default
             ``heavy`` is the whole of it.
+        entering_last: the same of what enters the heavy network's last block, where the adapter says
+            with ``num_blocks`` that thrown tokens can come back there.
         losses: (model, batch) -> the loss, or losses by name.
         target: the module of the model that ``attach`` is called on.
         images: the images (B, 3, H, W) of a batch that the encoder sees.
@@ -80,6 +82,7 @@ class AdapterCase:
     batch: Callable[[], Any]
     heavy: Callable[[Any], nn.Module]
     features: Callable[[Any, Tensor], Any] | None = None
+    entering_last: Callable[[Any, Tensor], Tensor] | None = None
     losses: Callable[[Any, Any], Any] = run_loss
     target: Callable[[Any], Any] = lambda model: model
     images: Callable[[Any], list[Tensor]] = encoded_images

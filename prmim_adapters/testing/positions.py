@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from ..adapters import attachment_of
 from ..core import TokenPartition, sincos_positions, table_rows
 from .access import nothing_thrown, recorded_partitions
 from .case import AdapterCase, seeded
@@ -34,11 +35,14 @@ class Exact(nn.Module):
     Args:
         features_of: tokens (L, C) -> features (L, C); several where the adapter reconstructs more
             than one set of features.
+        last_blocks: blocks that the features are still to go through.
     """
 
-    def __init__(self, features_of: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+    def __init__(
+        self, features_of: Callable[[Tensor], tuple[Tensor, ...]], last_blocks: int = 0
+    ) -> None:
         super().__init__()
-        self.features_of = features_of
+        self.features_of, self.last_blocks = features_of, last_blocks
 
     def forward(self, features: Tensor, partition: TokenPartition, queries: Tensor) -> Tensor:
         """See :mod:`prmim_adapters.core.aggregation`."""
@@ -63,6 +67,16 @@ def check_loss_is_exact_at_any_ratio(case: AdapterCase) -> None:
     expected = case.loss(_framework(case))
     for ratio, stages in ((case.ratio, 1), (case.ratio, 2), (case.ratio / 2, 1)):
         assert_close(case.loss(_exact(case, ratio, stages)), expected, rtol=1e-5, atol=1e-6)
+
+
+def check_thrown_tokens_come_back_before_the_last_block(case: AdapterCase) -> None:
+    """Token-wise, and with what would have entered that block, the loss is the framework's own."""
+    can = attachment_of(case.target(case.attached())).seams.num_blocks > 1
+    assert can == (case.entering_last is not None), 'give entering_last, or no num_blocks'
+    case.skip_if(not can, 'thrown tokens cannot come back')
+    expected = case.loss(_framework(case))
+    model = _exact(case, case.ratio, entering=case.entering_last)
+    assert_close(case.loss(model), expected, rtol=1e-5, atol=1e-6)
 
 
 def check_own_path_is_the_framework(case: AdapterCase) -> None:
@@ -140,8 +154,10 @@ def check_light_stage_knows_positions(case: AdapterCase) -> None:
     assert not torch.equal(here, there), 'keys at other positions make no difference'
 
 
-def _exact(case: AdapterCase, ratio: float, stages: int = 1, **options: Any) -> Any:
-    """The case's model, token-wise, with :class:`Exact` stages."""
+def _exact(
+    case: AdapterCase, ratio: float, stages: int = 1, entering: Any = None, **options: Any
+) -> Any:
+    """The case's model, token-wise, with :class:`Exact` stages; ``entering`` the last block."""
     model = case.attached(
         _token_wise(case, case.build),
         throw_ratio=ratio,
@@ -149,6 +165,8 @@ def _exact(case: AdapterCase, ratio: float, stages: int = 1, **options: Any) -> 
         **options,
     )
     exact = Exact(partial(case.heavy_features, model))
+    if entering is not None:
+        exact = Exact(lambda tokens: (entering(model, tokens),), last_blocks=1)
     case.partial(model).aggregators = nn.ModuleList([exact] * len(case.partial(model).aggregators))
     return model
 

@@ -13,13 +13,17 @@ from prmim_adapters.accounting.closed_form import predicted_saving, token_counts
 from prmim_adapters.accounting.report import Cost, CostReport
 from prmim_adapters.testing.case import total
 
+CASES = [case for case in collect() if not case.name.startswith('lightly')]  # only a decoder
+
 
 @pytest.mark.parametrize(
-    'case',
-    [case for case in collect() if not case.name.startswith('lightly')],  # only a decoder
-    ids=lambda case: case.name,
+    ('case', 'aggregator'),
+    [
+        *((case, aggregator) for case in CASES for aggregator in ('cross_attention', None)),
+        *((case, 'last_blocks') for case in CASES if case.entering_last is not None),
+    ],
+    ids=lambda value: getattr(value, 'name', None),
 )
-@pytest.mark.parametrize('aggregator', ['cross_attention', None])
 def test_prediction_is_what_is_counted(case, aggregator):
     if aggregator is None and not case.weighted:
         pytest.skip('the loss weighs every masked token')

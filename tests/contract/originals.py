@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from contract_case import images
+from torch import nn
 from upstream_checkout import importable
 
 from prmim_adapters.testing import AdapterCase, make_token_wise
@@ -193,6 +194,9 @@ def simmim_vit(name, **options):
         heavy=lambda model: model.encoder.blocks[0],
         features=lambda model, tokens: run_blocks(
             model.encoder.blocks, model.encoder.norm, tokens, rel_pos_bias=None
+        ),
+        entering_last=lambda model, tokens: run_blocks(
+            model.encoder.blocks[:-1], nn.Identity(), tokens, rel_pos_bias=None
         ),
     )
 

@@ -30,6 +30,7 @@ NAMES = st.sampled_from(
         'grid',
         'cross_attention',
         'cross_blocks',
+        'last_blocks',
         'nearest',
         'distance',
         'convolution',
@@ -37,7 +38,7 @@ NAMES = st.sampled_from(
         '',
     ]
 )
-OPTION_NAMES = ('inner', 'heads', 'neighbours', 'radius', 'kernel', 'sources', 'seeds', 'other')
+OPTION_NAMES = ('inner', 'heads', 'depth', 'neighbours', 'radius', 'kernel', 'sources', 'seeds', 'other')
 SPECS = st.one_of(
     NAMES,
     st.builds(

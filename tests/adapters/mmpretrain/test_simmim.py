@@ -68,11 +68,13 @@ def loss_of(model, images, mask):
     return model.loss(images, [DataSample().set_mask(m) for m in mask])['loss']
 
 
-@pytest.mark.parametrize('kind', KINDS)
+WEIGHTS = [({}, 1.0), ({'thrown_weight': 0.25}, 0.25), ({'aggregator': None}, 0.0)]
+BACK = {'aggregator': 'last_blocks', 'thrown_weight': 0.25}
+
+
 @pytest.mark.parametrize(
-    ('options', 'weight'),
-    [({}, 1.0), ({'thrown_weight': 0.25}, 0.25), ({'aggregator': None}, 0.0)],
-    ids=['all masked tokens', 'thrown ones at a quarter', 'kept ones only'],
+    ('kind', 'options', 'weight'),
+    [*((kind, *case) for kind in KINDS for case in WEIGHTS), ('vit', BACK, 0.25)],
 )
 def test_loss_is_that_of_the_full_picture(kind, options, weight):
     """Features put back on the full map, stock neck, and the weighted error pixel by pixel."""
