@@ -9,7 +9,8 @@ from .partition import (
     scatter_tokens,
     table_rows,
 )
-from .pipeline import PartialReconstruction, sincos_positions
+from .pipeline import PartialReconstruction
+from .positions import sincos_positions
 from .ragged import RaggedPartition
 
 __all__ = [

@@ -365,20 +365,6 @@ _OTHER_COUNT = (
 )
 
 
-def sincos_positions(grid: Grid, width: int) -> Tensor:
-    """(H * W, width) float32 fixed 2-D sine-cosine positions, half the channels per axis.
-
-    For frameworks whose tokens carry no absolute position embedding.
-    """
-    quarter = -(-width // 4)
-    omega = 10000.0 ** -(torch.arange(quarter) / quarter)
-    rows, columns = torch.meshgrid(
-        torch.arange(float(grid[0])), torch.arange(float(grid[1])), indexing='ij'
-    )
-    phase = torch.stack((rows, columns), -1).reshape(-1, 2, 1) * omega
-    return torch.cat((phase.sin(), phase.cos()), -1).flatten(1)[:, :width].contiguous()
-
-
 @torch.no_grad()
 def _nearest_first(partition: TokenPartition) -> TokenPartition:
     """The same partition with its thrown tokens ordered by distance to the present ones."""

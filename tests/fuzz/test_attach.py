@@ -38,7 +38,17 @@ NAMES = st.sampled_from(
         '',
     ]
 )
-OPTION_NAMES = ('inner', 'heads', 'depth', 'neighbours', 'radius', 'kernel', 'sources', 'seeds', 'other')
+OPTION_NAMES = (
+    'inner',
+    'heads',
+    'depth',
+    'neighbours',
+    'radius',
+    'kernel',
+    'sources',
+    'seeds',
+    'other',
+)
 SPECS = st.one_of(
     NAMES,
     st.builds(

@@ -2,7 +2,8 @@
 """SimMIM in mmpretrain: the Swin backbone, and this package's ViT.
 
 Modifications:
-* ``SimMIMViT.forward`` encodes cls + visible + kept 16-px tokens (see ``beit.py``).
+* ``SimMIMViT.forward`` encodes cls + visible + kept 16-px tokens (see ``beit.py``). Thrown ones can
+  come back before its last layers.
 * ``SimMIMSwinTransformer.forward`` embeds visible 32-px units and runs all four stages on visible
   and kept units (see ``packed/swin.py``). Thrown units are absent as keys: that is the method; with
   none thrown the backbone is upstream's.

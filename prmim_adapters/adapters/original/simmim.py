@@ -3,7 +3,8 @@
 
 Modifications:
 * ``VisionTransformerForSimMIM.forward`` encodes cls + visible + kept tokens. The shared relative
-  position bias is gathered per image; a bias per block (``MODEL.VIT.USE_RPB``) is refused.
+  position bias is gathered per image; a bias per block (``MODEL.VIT.USE_RPB``) is refused. Thrown
+  tokens can come back before the last blocks.
 * ``SwinTransformerForSimMIM.forward`` runs all stages on visible and kept 32-pixel units (see
   ``packed/swin.py``).
 * Both reconstruct the thrown tokens and return the feature map that they always did, so the decoder
