@@ -132,13 +132,9 @@ PEER = [
 SIMMIM_LONGER = [
     ('PR-MIM, 0.5 - SimMIM', 'simmim/prmim_equal_cost-0.50', 'simmim/framework', 'equal cost')
 ]
-SIMMIM_BLOCKS = [
-    (
-        f'PR-MIM with blocks, 0.5 - {title}',
-        'simmim/prmim_blocks-0.50',
-        f'simmim/{arm}',
-        'equal epochs',
-    )
+SIMMIM_STAGES = [
+    (f'PR-MIM with {stage}, 0.5 - {title}', f'simmim/{this}-0.50', f'simmim/{arm}', 'equal epochs')
+    for this, stage in (('prmim_blocks', 'blocks'), ('prmim_last_block', 'a dense last block'))
     for title, arm in (
         ('SimMIM', 'framework'),
         ('plain, 0.5', 'plain-0.50'),
@@ -174,7 +170,7 @@ DECIDED: dict[str, list[Comparison]] = {
     'cifar10_mae_cost': [*beside_the_peer('0.50'), *beside_the_peer('0.70'), *PEER],
     'cifar10_mae_long_cpu': against('mae', '0.50'),
     'tinyimagenet50_mae_cpu': [*against('mae', '0.50'), *against('mae', '0.70')],
-    'cifar10_simmim_cpu': [*against('simmim', '0.50'), *SIMMIM_LONGER, *SIMMIM_BLOCKS],
+    'cifar10_simmim_cpu': [*against('simmim', '0.50'), *SIMMIM_LONGER, *SIMMIM_STAGES],
     'schedules_cpu': SCHEDULES,
     'ablation_rest_cpu': [
         (f'{title} - default', f'mae/{arm}-0.70', 'mae/default-0.70', 'equal epochs')
