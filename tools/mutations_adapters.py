@@ -17,7 +17,7 @@ def queries() -> Iterator[Mutation]:
         ('mae_decoder', 'partial.reconstruct(partition, tokens, {})', '(queries - token)', 'fcmae'),
         ('mmpretrain/maskfeat', '(partition, tokens[:, 1:], {})', '(queries - self.mask_token[0])',
          'maskfeat'),
-        ('mmpretrain/beit', 'return Encoded(partition, {}, ', '(queries - backbone.mask_token[0])',
+        ('mmpretrain/beit', 'Encoded(partition, seen, {}, ', '(queries - backbone.mask_token[0])',
          'beit', 'beitv2', 'simmim-vit'),
         ('mmpretrain/ibot', '(groups, features, {})', '(queries - self.mask_token[0])', 'ibot'),
         ('mmpretrain/simmim', '(partition, features, {}))', '', 'simmim-swin'),

@@ -150,6 +150,13 @@ PIPELINE = [
         contract('thrown_tokens_come_back_before_the_last_block', 'simmim-vit-norm-target'),
     ),
     Mutation(
+        'last blocks: thrown tokens weigh as kept ones (BEiT)',
+        'adapters/mmpretrain/beit.py',
+        '            encoded.partition,\n            lambda',
+        '            encoded.seen,\n            lambda',
+        contract('thrown_tokens_come_back_before_the_last_block', 'beit'),
+    ),
+    Mutation(
         'last blocks: one block too early',
         'adapters/mmpretrain/beit.py',
         'len(backbone.layers) - backbone.partial.last_blocks',

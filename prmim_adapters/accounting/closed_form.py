@@ -154,7 +154,8 @@ def decoder(model: Any, tokens: Tokens) -> float:
 def encoder(model: Any, tokens: Tokens) -> float:
     """MaskFeat: the encoder skips thrown tokens, the linear neck visible ones."""
     neck = sum(m.weight.numel() for m in model.neck.modules() if isinstance(m, nn.Linear))
-    return _vit(model.backbone, tokens) + neck * (tokens.length - tokens.predicted)
+    encoder_saving = _vit(model.backbone, tokens, partial_of(model).last_blocks)
+    return encoder_saving + neck * (tokens.length - tokens.predicted)
 
 
 def simmim(model: Any, tokens: Tokens) -> float:
@@ -168,7 +169,7 @@ def simmim(model: Any, tokens: Tokens) -> float:
 
 def beit(model: Any, tokens: Tokens) -> float:
     """BEiT: the encoder skips thrown tokens. BEiTv2: its neck too, and there are two losses."""
-    saving, heads = _vit(model.backbone, tokens), 1
+    saving, heads = _vit(model.backbone, tokens, partial_of(model).last_blocks), 1
     if model.with_neck:
         before = tokens.length + 1
         saving += block_macs(model.neck.patch_aggregation, before, before - tokens.thrown)

@@ -319,9 +319,9 @@ def _check_last_blocks(model: nn.Module, partial: PartialReconstruction, seams: 
         return
     if not seams.num_blocks:
         raise ValueError(
-            f'aggregator: thrown tokens cannot come back before the last blocks of '
-            f"{type(model).__name__}, whose adapter gives no num_blocks, as that of SimMIM's ViT does: "
-            'choose another aggregator'
+            'aggregator: thrown tokens cannot come back before the last blocks of '
+            f'{type(model).__name__}, whose adapter gives no num_blocks: docs/simmim.md says where '
+            'they can; choose another aggregator'
         )
     if blocks >= seams.num_blocks:
         raise ValueError(

@@ -70,13 +70,19 @@ def check_loss_is_exact_at_any_ratio(case: AdapterCase) -> None:
 
 
 def check_thrown_tokens_come_back_before_the_last_block(case: AdapterCase) -> None:
-    """Token-wise, and with what would have entered that block, the loss is the framework's own."""
+    """Token-wise, and with what would have entered that block, the loss is the framework's own.
+
+    Thrown tokens have their weight, as with a light stage after the network.
+    """
     can = attachment_of(case.target(case.attached())).seams.num_blocks > 1
     assert can == (case.entering_last is not None), 'give entering_last, or no num_blocks'
     case.skip_if(not can, 'thrown tokens cannot come back')
     expected = case.loss(_framework(case))
-    model = _exact(case, case.ratio, entering=case.entering_last)
-    assert_close(case.loss(model), expected, rtol=1e-5, atol=1e-6)
+    back = partial(_exact, case, case.ratio, entering=case.entering_last)
+    assert_close(case.loss(back()), expected, rtol=1e-5, atol=1e-6)
+    if case.weighted:
+        expected = case.loss(_exact(case, case.ratio, thrown_weight=0.25))
+        assert_close(case.loss(back(thrown_weight=0.25)), expected, rtol=1e-5, atol=1e-6)
 
 
 def check_own_path_is_the_framework(case: AdapterCase) -> None:

@@ -8,6 +8,7 @@ Modifications:
   thrown features from the neck's outputs, and hands the framework's own head every masked token.
 * The head averages over tokens, so another weight for thrown ones is an average of its losses over
   kept and over thrown tokens.
+* Thrown tokens can come back before BEiT's last layers; BEiTv2's neck reads earlier ones, too.
 * A relative position bias per layer (``use_rel_pos_bias=True``) is refused.
 """
 
@@ -30,13 +31,15 @@ class Encoded(NamedTuple):
     """What the encoder knows of one batch.
 
     Attributes:
-        partition: of the batch; without thrown tokens where they came back before the last blocks.
+        partition: of the batch.
+        seen: the partition of the last layer, which has no thrown tokens where they came back.
         queries: (L, C), mask token + position of every grid position.
         bias: (B, heads, 1 + N, 1 + N) relative position bias of cls and present tokens, or None.
         features: (B, 1 + N, C) of each stage in ``out_indices``.
     """
 
     partition: TokenPartition
+    seen: TokenPartition
     queries: Tensor
     bias: Tensor | None
     features: tuple[Tensor, ...]
@@ -54,18 +57,18 @@ def encode_present(backbone: Any, x: Tensor, mask: Tensor, *, loss_reads: bool =
     partition = backbone.partial(mask.flatten(1).bool(), loss_reads=loss_reads)
     tokens, queries = embed_present(backbone, backbone.patch_embed(x)[0], partition)
     tokens = backbone.drop_after_pos(tokens)
-    bias = present_bias(backbone.rel_pos_bias, partition)
+    bias, seen = present_bias(backbone.rel_pos_bias, partition), partition
     features, returns = [], len(backbone.layers) - backbone.partial.last_blocks
     for i, layer in enumerate(backbone.layers):
         if i == returns:
-            partition, tokens = backbone.partial.bring_back(partition, tokens, queries)
-            bias = present_bias(backbone.rel_pos_bias, partition)
+            seen, tokens = backbone.partial.bring_back(partition, tokens, queries)
+            bias = present_bias(backbone.rel_pos_bias, seen)
         tokens = layer(tokens, rel_pos_bias=bias)
         if i == len(backbone.layers) - 1 and backbone.final_norm:
             tokens = backbone.norm1(tokens)
         if i in backbone.out_indices:
             features.append(tokens)
-    return Encoded(partition, queries, bias, tuple(features))
+    return Encoded(partition, seen, queries, bias, tuple(features))
 
 
 def check_relative_bias(backbone: Any) -> None:
@@ -118,7 +121,7 @@ class PRBEiT(BEiT):
     def _rebuild(self, encoded: Encoded, features: Tensor) -> Tensor:
         """(B, L, C): features at supervised positions, zeros elsewhere."""
         partition = encoded.partition
-        rows = self.partial.reconstruct(partition, features, encoded.queries)
+        rows = self.partial.reconstruct(encoded.seen, features, encoded.queries)
         return scatter_tokens(rows, self.partial.supervised(partition), partition.length)
 
     def _head_losses(
@@ -158,4 +161,5 @@ def beit(model: Any) -> Seams:
         width=model.backbone.embed_dims,
         num_prefix=1,
         absolute_positions=False,
+        num_blocks=0 if model.with_neck else len(model.backbone.layers),
     )

@@ -46,7 +46,10 @@ class PRMaskFeatViT(MaskFeatViT):
         partition = self.partial(mask)
         tokens, queries = embed_present(self, self.patch_embed(x)[0], partition)
         tokens = self.drop_after_pos(tokens)
-        for layer in self.layers:
+        returns = len(self.layers) - self.partial.last_blocks
+        for i, layer in enumerate(self.layers):
+            if i == returns:
+                partition, tokens = self.partial.bring_back(partition, tokens, queries)
             tokens = layer(tokens)
         if self.final_norm:
             tokens = self.norm1(tokens)
@@ -69,6 +72,7 @@ def maskfeat(model: MaskFeat) -> Seams:
         grid=tuple(model.backbone.patch_resolution),
         width=model.backbone.embed_dims,
         num_prefix=1,
+        num_blocks=len(model.backbone.layers),
     )
 
 

@@ -49,8 +49,9 @@ class PRSimMIMViT(SimMIMViT):
         """
         if mask is None:
             return super().forward(x, mask)
-        partition, queries, _, features = encode_present(self, x, mask)
-        return (_column(self.partial.reconstruct(partition, features[-1][:, 1:], queries)),)
+        encoded = encode_present(self, x, mask)
+        tokens = encoded.features[-1][:, 1:]
+        return (_column(self.partial.reconstruct(encoded.seen, tokens, encoded.queries)),)
 
 
 class PRSimMIMSwinTransformer(SimMIMSwinTransformer):

@@ -74,10 +74,15 @@ def encoder_saving(layers: int = DEPTH) -> float:
 
 def features(model, tokens):
     """The encoder's layers and norm; attention, to which the relative bias belongs, is silent."""
+    return model.backbone.norm1(through(model.backbone.layers, tokens))
+
+
+def through(layers, tokens):
+    """Tokens (L, C) that do not see each other, after these layers."""
     tokens = tokens[None]
-    for layer in model.backbone.layers:
+    for layer in layers:
         tokens = layer(tokens, rel_pos_bias=None)
-    return model.backbone.norm1(tokens)[0]
+    return tokens[0]
 
 
 CASES = [
@@ -90,5 +95,6 @@ CASES = [
         heavy=lambda model: model.backbone.layers[0],
         saving=encoder_saving(),
         features=features,
+        entering_last=lambda model, tokens: through(model.backbone.layers[:-1], tokens),
     )
 ]

@@ -66,10 +66,15 @@ def saving() -> float:
 
 def features(model, tokens):
     """The encoder's layers and norm."""
+    return model.backbone.norm1(through(model.backbone.layers, tokens))
+
+
+def through(layers, tokens):
+    """Tokens (L, C) that do not see each other, after these layers."""
     tokens = tokens[None]
-    for layer in model.backbone.layers:
+    for layer in layers:
         tokens = layer(tokens)
-    return model.backbone.norm1(tokens)[0]
+    return tokens[0]
 
 
 CASES = [
@@ -82,5 +87,6 @@ CASES = [
         heavy=lambda model: model.backbone.layers[0],
         saving=saving(),
         features=features,
+        entering_last=lambda model, tokens: through(model.backbone.layers[:-1], tokens),
     )
 ]

@@ -6,6 +6,7 @@ from functools import partial
 
 import small_models
 import torch
+from cases.beit import through
 from contract_case import Case, images
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
@@ -52,14 +53,6 @@ def batch():
 def features(model, tokens):
     """The encoder's layers and norm; attention, to which the relative bias belongs, is silent."""
     return model.backbone.norm1(through(model.backbone.layers, tokens))
-
-
-def through(layers, tokens):
-    """Tokens (L, C) that do not see each other, after these layers."""
-    tokens = tokens[None]
-    for layer in layers:
-        tokens = layer(tokens, rel_pos_bias=None)
-    return tokens[0]
 
 
 def saving() -> float:
