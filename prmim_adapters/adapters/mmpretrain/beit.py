@@ -71,6 +71,12 @@ def encode_present(backbone: Any, x: Tensor, mask: Tensor, *, loss_reads: bool =
     return Encoded(partition, seen, queries, bias, tuple(features))
 
 
+def num_blocks(backbone: Any) -> int:
+    """As in ``Seams``: 0 where features of earlier layers, which lack the thrown tokens, are used."""
+    layers = len(backbone.layers)
+    return layers if list(backbone.out_indices) == [layers - 1] else 0
+
+
 def check_relative_bias(backbone: Any) -> None:
     """Refuse an encoder whose layers add a position bias of the full grid.
 
@@ -161,5 +167,5 @@ def beit(model: Any) -> Seams:
         width=model.backbone.embed_dims,
         num_prefix=1,
         absolute_positions=False,
-        num_blocks=0 if model.with_neck else len(model.backbone.layers),
+        num_blocks=num_blocks(model.backbone),
     )

@@ -30,7 +30,7 @@ from ...packed.units import Units, unit_mask
 from ..dense import feature_map, fixed_positions
 from ..registry import ADAPTERS
 from ..seams import Seams
-from .beit import check_relative_bias, encode_present
+from .beit import check_relative_bias, encode_present, num_blocks
 from .pixels import check_channels
 from .swin import check_packable, embed_units, stages
 
@@ -146,7 +146,7 @@ def simmim(model: Any) -> Seams:
         width=model.neck.decoder[0].in_channels,
         num_prefix=0 if is_swin else 1,
         absolute_positions=False,
-        num_blocks=0 if is_swin else len(backbone.layers),
+        num_blocks=0 if is_swin else num_blocks(backbone),
     )
 
 

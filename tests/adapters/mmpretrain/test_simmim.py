@@ -182,6 +182,11 @@ def test_last_blocks_run_on_all_tokens(depth, options):
     torch.testing.assert_close(column.squeeze(-1), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_last_blocks_are_refused_where_an_earlier_layer_is_read():
+    with pytest.raises(ValueError, match='whose adapter gives no num_blocks'):
+        prmim.attach(build('vit', out_indices=[0]), 0.5, aggregator='last_blocks')
+
+
 def test_last_blocks_train_the_whole_network_and_no_more():
     model = prmim.attach(build('vit'), throw_ratio=THROWN / 24, aggregator='last_blocks')
     loss_of(model, *make_batch('vit')).backward()
