@@ -39,7 +39,7 @@ def main(
     """
     if show:
         for stage in STAGES:
-            click.echo(f'{stage.name:<16}{stage.title}')
+            click.echo(f'{stage.name:<18}{stage.title}')
         return
     try:
         stages = find(list(only))

@@ -18,6 +18,7 @@ _MAE = {
     'backbone.arch': _ARCH, 'neck.embed_dim': 48, 'neck.decoder_embed_dim': 32,
     'neck.decoder_depth': 2, 'neck.decoder_num_heads': 2,
 }  # fmt: skip
+_SIMMIM = {'backbone.arch': _ARCH, 'backbone.drop_path_rate': 0.0, 'neck.in_channels': 48}
 _IBOT = {
     'backbone.arch': _ARCH, 'backbone.drop_path_rate': 0.0, 'neck.in_channels': 48,
     'neck.hidden_channels': 32, 'neck.out_channels': 64, 'head.out_channels': 64,
@@ -33,9 +34,8 @@ _BEIT = {'backbone.arch': _ARCH, 'backbone.drop_path_rate': 0.0, 'head.embed_dim
 TINY: dict[str, dict[str, Any]] = {
     'mae_prmim_vitb': _MAE,
     'mae_prmim_vitl': _MAE,
-    'simmim_prmim_vitb': {
-        'backbone.arch': _ARCH, 'backbone.drop_path_rate': 0.0, 'neck.in_channels': 48,
-    },
+    'simmim_prmim_vitb': _SIMMIM,
+    'simmim_prmim_vitb_last_block': _SIMMIM,
     'simmim_prmim_swinb': {
         'backbone.arch': {'embed_dims': 16, 'depths': [1, 2, 1, 1], 'num_heads': [1, 2, 4, 8]},
         'backbone.drop_path_rate': 0.0, 'neck.in_channels': 128,

@@ -59,13 +59,14 @@ def largest(name: str, title: str, config: str, first: int, slow: float = 1.0) -
 
 MAE, MAE_LARGE = 'mae_prmim_vitb', 'mae_prmim_vitl'
 SIMMIM, SWIN = 'simmim_prmim_vitb', 'simmim_prmim_swinb'
+LAST_BLOCK = 'simmim_prmim_vitb_last_block'
 FCMAE, SPARK = 'convnextv2_prmim_tiny', 'spark_prmim_convnextv2_tiny'
 IBOT, IBOT_RANDOM = 'ibot_prmim_vits', 'ibot_prmim_vits_random'
 MASKFEAT, BEIT, BEIT2 = 'maskfeat_prmim_vitb', 'beit_prmim_vitb', 'beitv2_prmim_vitb'
 MILAN, CAE = 'milan_prmim_vitb', 'cae_prmim_vitb'
 ITPN, ITPN_CLIP = 'itpn_prmim_pixel_hivitb', 'itpn_prmim_clip_hivitb'
 ADAPTERS = (
-    MAE, SIMMIM, SWIN, MASKFEAT, BEIT, BEIT2, FCMAE, SPARK, IBOT, IBOT_RANDOM,
+    MAE, SIMMIM, LAST_BLOCK, SWIN, MASKFEAT, BEIT, BEIT2, FCMAE, SPARK, IBOT, IBOT_RANDOM,
     MILAN, CAE, ITPN, ITPN_CLIP,
 )  # fmt: skip
 VIDEOMAE, HIERA = (f'gpu_stages.transformers_models:{name}' for name in ('videomae', 'hiera'))
@@ -132,6 +133,7 @@ STAGES: tuple[Stage, ...] = (
     steps('videomae', 'VideoMAE-B of transformers', VIDEOMAE, 32, needs='transformers'),
     steps('hiera', 'Hiera-B of transformers, images', HIERA, 128, 1.5, needs='transformers'),
     steps('mae_ratios', 'MAE ViT-B/16, other ratios', MAE, 512, ratios=(0.25, 0.375)),
+    steps('simmim_last_block', 'SimMIM ViT-B/16, dense last block', LAST_BLOCK, 256, 1.3),
     steps('simmim_ratios', 'SimMIM ViT-B/16, another ratio', SIMMIM, 256, 1.3, ratios=(0.25,)),
     Stage('evidence', 'accuracy, with the time that is left', 'gpu_stages.evidence.sweep'),
 )  # fmt: skip

@@ -61,6 +61,7 @@ STILL = {
     'mae_prmim_vitb': [],
     'convnextv2_prmim_tiny': [],
     'simmim_prmim_vitb': ['count_masked'],
+    'simmim_prmim_vitb_last_block': ['count_masked'],
     'simmim_prmim_swinb': ['count_masked', 'unit_mask'],
     'maskfeat_prmim_vitb': ['count_masked'],
     'beit_prmim_vitb': ['count_masked'],
