@@ -19,6 +19,9 @@ from .files import inside
 from .spec import FRAMEWORK_ARM
 
 _LARGEST_BUBBLE = 420.0  # points squared
+_PAIRS = matplotlib.colormaps['tab20'].colors  # type: ignore[attr-defined]
+_COLOURS = (*_PAIRS[::2], *_PAIRS[1::2])
+"""Of the arms: matplotlib's usual ten, then their lighter ones."""
 
 
 def write_plots(sweep: Sweep, out: Path) -> list[Path]:
@@ -78,7 +81,7 @@ def _against_ratio(ax: Axes, sweep: Sweep, framework: str, metric: str) -> None:
                 spread = stdev(values) if len(values) > 1 else 0.0
                 line.append((cell[2], mean(values), spread, area))
         ratios, means, spreads, areas = zip(*line, strict=True)
-        colour = f'C{number}'
+        colour = _COLOURS[number % len(_COLOURS)]
         ax.plot(ratios, means, color=colour)
         # Framework's bubble is drawn once, in grey below.
         ax.errorbar(ratios[1:], means[1:], spreads[1:], color=colour, fmt='none', capsize=3)
@@ -104,7 +107,7 @@ def _against(
                     ax.annotate(f' {cell[2]:g}', points[-1][:2], fontsize=8)
         if points:
             costs, means, spreads = zip(*points, strict=True)
-            colour = f'C{number - 1}' if number else 'grey'
+            colour = _COLOURS[(number - 1) % len(_COLOURS)] if number else 'grey'
             ax.errorbar(costs, means, spreads, fmt='o', capsize=3, color=colour, label=label)
     ax.set_xlabel(f'{title} (number: throw ratio)')
 
