@@ -76,7 +76,8 @@ def check_thrown_tokens_come_back_before_the_last_block(case: AdapterCase) -> No
     """
     can = attachment_of(case.target(case.attached())).seams.num_blocks > 1
     assert can == (case.entering_last is not None), 'give entering_last, or no num_blocks'
-    case.skip_if(not can, 'thrown tokens cannot come back')
+    if case.entering_last is None:
+        return  # nothing is said that could be wrong
     expected = case.loss(_framework(case))
     back = partial(_exact, case, case.ratio, entering=case.entering_last)
     assert_close(case.loss(back()), expected, rtol=1e-5, atol=1e-6)
