@@ -154,22 +154,20 @@ def decoder(model: Any, tokens: Tokens) -> float:
 def encoder(model: Any, tokens: Tokens) -> float:
     """MaskFeat: the encoder skips thrown tokens, the linear neck visible ones."""
     neck = sum(m.weight.numel() for m in model.neck.modules() if isinstance(m, nn.Linear))
-    encoder_saving = _vit(model.backbone, tokens, partial_of(model).last_blocks)
-    return encoder_saving + neck * (tokens.length - tokens.predicted)
+    return _vit(model, tokens) + neck * (tokens.length - tokens.predicted)
 
 
 def simmim(model: Any, tokens: Tokens) -> float:
     """SimMIM: ViT or Swin; the neck is a 1x1 convolution."""
     neck = sum(m.weight.numel() for m in model.neck.modules() if isinstance(m, nn.Conv2d))
     swin = hasattr(model.backbone, 'stages')
-    dense = partial_of(model).last_blocks
-    saving = _swin(model.backbone, tokens) if swin else _vit(model.backbone, tokens, dense)
+    saving = _swin(model.backbone, tokens) if swin else _vit(model, tokens)
     return saving + neck * (tokens.length - tokens.predicted)
 
 
 def beit(model: Any, tokens: Tokens) -> float:
     """BEiT: the encoder skips thrown tokens. BEiTv2: its neck too, and there are two losses."""
-    saving, heads = _vit(model.backbone, tokens, partial_of(model).last_blocks), 1
+    saving, heads = _vit(model, tokens), 1
     if model.with_neck:
         before = tokens.length + 1
         saving += block_macs(model.neck.patch_aggregation, before, before - tokens.thrown)
@@ -240,7 +238,7 @@ def ibot(model: Any, tokens: Tokens) -> float:
     """iBOT, one masked view: the student's encoder skips thrown tokens."""
     mlp = (m.weight.numel() for m in model.neck.mlp if isinstance(m, nn.Linear))
     per_token = sum(mlp) + model.neck.last_layer.weight_v.numel()
-    return _vit(model.backbone, tokens) + per_token * (tokens.masked - tokens.predicted)
+    return _vit(model, tokens) + per_token * (tokens.masked - tokens.predicted)
 
 
 def spark(model: Any, tokens: Tokens) -> float:
@@ -269,8 +267,9 @@ FORMULAS: dict[str, Callable[[Any, Tokens], float]] = {
 """Key in ``ADAPTERS`` to formula ``(model, tokens) -> MACs``; add your adapter's."""
 
 
-def _vit(backbone: Any, tokens: Tokens, dense: int = 0) -> float:
-    """All blocks but the last ``dense`` ones; the norm after them, too, if there are none."""
+def _vit(model: Any, tokens: Tokens) -> float:
+    """All blocks but those that run on all tokens; the norm after them, too, if there are none."""
+    backbone, dense = model.backbone, partial_of(model).last_blocks
     before = tokens.length + 1
     blocks = list(backbone.layers)[: len(backbone.layers) - dense]
     if backbone.final_norm and not dense:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import PartialReconstruction
-from ..core.options import check_flag, check_number
+from ..core.options import check_flag, check_number, check_whole
 from .registry import ADAPTERS
 from .seams import Seams, check_seams
 from .specs import Spec, build_aggregator, build_sampler
@@ -314,6 +314,8 @@ def _check_loss(model: nn.Module, partial: PartialReconstruction, seams: Seams) 
 
 def _check_last_blocks(model: nn.Module, partial: PartialReconstruction, seams: Seams) -> None:
     """Thrown tokens come back before blocks that there are, and then train them."""
+    for stage in partial.aggregators:
+        check_whole(f'{type(stage).__name__}.last_blocks', getattr(stage, 'last_blocks', 0), 0)
     blocks = partial.last_blocks
     if not blocks:
         return

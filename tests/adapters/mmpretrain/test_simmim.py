@@ -187,7 +187,21 @@ def test_last_blocks_are_refused_where_an_earlier_layer_is_read():
         prmim.attach(build('vit', out_indices=[0]), 0.5, aggregator='last_blocks')
 
 
-def test_last_blocks_train_the_whole_network_and_no_more():
+@pytest.mark.parametrize(
+    ('found', 'error'), [(-1, ValueError), (1.5, TypeError), ('1', TypeError)], ids=str
+)
+def test_another_aggregator_says_no_number_of_last_blocks(found, error):
+    class Mine(torch.nn.Module):
+        last_blocks = found
+
+        def __init__(self, width, grid):
+            super().__init__()
+
+    with pytest.raises(error, match=r'Mine\.last_blocks='):
+        prmim.attach(build('vit'), 0.5, aggregator=Mine)
+
+
+def test_last_blocks_train_every_parameter():
     model = prmim.attach(build('vit'), throw_ratio=THROWN / 24, aggregator='last_blocks')
     loss_of(model, *make_batch('vit')).backward()
     without = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
