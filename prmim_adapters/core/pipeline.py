@@ -217,7 +217,7 @@ class PartialReconstruction(nn.Module):
         return partition
 
     def bring_back(
-        self, partition: TokenPartition, tokens: Tensor, queries: Tensor
+        self, partition: TokenPartition, tokens: Tensor, queries: Tensor, dropout: nn.Module
     ) -> tuple[TokenPartition, Tensor]:
         """All tokens, for the last blocks that run on all of them.
 
@@ -225,6 +225,7 @@ class PartialReconstruction(nn.Module):
             partition: of this pass.
             tokens: (B, prefix + V + K, C), prefix tokens and those at ``partition.present``.
             queries: as in :meth:`reconstruct`.
+            dropout: of the network's input, for those that come back.
 
         Returns:
             The partition that the rest of the heavy network and :meth:`reconstruct` see, with all
@@ -233,7 +234,7 @@ class PartialReconstruction(nn.Module):
         thrown = self._thrown(partition, tokens[:, self.num_prefix :], queries, 0)
         nothing = partition.thrown[:, :0]
         whole = replace(partition, kept=partition.masked, thrown=nothing)
-        return whole, torch.cat((tokens, *thrown), dim=1)
+        return whole, torch.cat((tokens, *(dropout(part) for part in thrown)), dim=1)
 
     def reconstruct(
         self, partition: TokenPartition, features: Tensor, queries: Tensor, which: int = 0

@@ -55,19 +55,19 @@ def against_framework(difference: Difference, margin: float) -> str:
     """What the interval of (arm - framework) allows to say.
 
     * better: the whole interval lies above 0;
-    * lossless: it lies above ``-margin``, or begins there, even if it lies below 0;
     * worse: it lies below 0;
+    * worse by less than the margin: it lies between ``-margin`` and 0;
+    * lossless: it lies above ``-margin``, or begins there, and reaches 0;
     * undecided: none of these.
 
-    The first that applies. ``margin`` is in the unit of the difference, at least 0.
+    ``margin`` is in the unit of the difference, at least 0.
     """
     if difference.low > 0:
         return 'better'
-    if difference.low >= -margin:
-        return 'lossless'
+    within = difference.low >= -margin
     if difference.high < 0:
-        return 'worse'
-    return 'undecided'
+        return f'worse by less than {margin:g}' if within else 'worse'
+    return 'lossless' if within else 'undecided'
 
 
 def against_arm(difference: Difference) -> str:

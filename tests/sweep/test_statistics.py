@@ -39,7 +39,8 @@ def test_one_seed_decides_nothing():
     [
         (0.1, 0.9, 'better', 'better'),
         (-0.2, 0.4, 'lossless', 'undecided'),
-        (-0.2, -0.1, 'lossless', 'worse'),
+        (-0.2, -0.1, 'worse by less than 0.3', 'worse'),
+        (-0.2, 0.0, 'lossless', 'undecided'),
         (-0.9, -0.1, 'worse', 'worse'),
         (-0.9, 0.5, 'undecided', 'undecided'),
     ],

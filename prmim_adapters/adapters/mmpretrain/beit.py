@@ -61,7 +61,8 @@ def encode_present(backbone: Any, x: Tensor, mask: Tensor, *, loss_reads: bool =
     features, returns = [], len(backbone.layers) - backbone.partial.last_blocks
     for i, layer in enumerate(backbone.layers):
         if i == returns:
-            seen, tokens = backbone.partial.bring_back(partition, tokens, queries)
+            dropout = backbone.drop_after_pos
+            seen, tokens = backbone.partial.bring_back(partition, tokens, queries, dropout)
             bias = present_bias(backbone.rel_pos_bias, seen)
         tokens = layer(tokens, rel_pos_bias=bias)
         if i == len(backbone.layers) - 1 and backbone.final_norm:

@@ -49,7 +49,8 @@ class PRMaskFeatViT(MaskFeatViT):
         returns = len(self.layers) - self.partial.last_blocks
         for i, layer in enumerate(self.layers):
             if i == returns:
-                partition, tokens = self.partial.bring_back(partition, tokens, queries)
+                dropout = self.drop_after_pos
+                partition, tokens = self.partial.bring_back(partition, tokens, queries, dropout)
             tokens = layer(tokens)
         if self.final_norm:
             tokens = self.norm1(tokens)

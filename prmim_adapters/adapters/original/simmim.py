@@ -42,7 +42,7 @@ class VisionTransformerSeam:
         returns = len(self.blocks) - self.partial.last_blocks
         for i, block in enumerate(self.blocks):
             if i == returns:
-                partition, x = self.partial.bring_back(partition, x, queries)
+                partition, x = self.partial.bring_back(partition, x, queries, self.pos_drop)
                 bias = present_bias(self.rel_pos_bias, partition)
             x = block(x, rel_pos_bias=bias)
         features = dense_features(self.partial, partition, self.norm(x)[:, 1:], queries)
