@@ -168,7 +168,7 @@ REST = {
 }
 DECIDED: dict[str, list[Comparison]] = {
     'cifar10_mae_cost': [*beside_the_peer('0.50'), *beside_the_peer('0.70'), *PEER],
-    'cifar10_mae_long_cpu': against('mae', '0.50'),
+    'cifar10_mae_long_cpu': [*against('mae', '0.50'), *against('mae', '0.70')],
     'tinyimagenet50_mae_cpu': [*against('mae', '0.50'), *against('mae', '0.70')],
     'cifar10_simmim_cpu': [*against('simmim', '0.50'), *SIMMIM_LONGER, *SIMMIM_STAGES],
     'schedules_cpu': SCHEDULES,
