@@ -145,9 +145,16 @@ PIPELINE = [
     Mutation(
         'last blocks: thrown tokens come back in the places of others',
         'core/pipeline.py',
-        'return whole, torch.cat((tokens, *thrown), dim=1)',
-        'return whole, torch.cat((tokens, *(part.flip(1) for part in thrown)), dim=1)',
+        '*(dropout(part) for part in thrown)',
+        '*(dropout(part).flip(1) for part in thrown)',
         contract('thrown_tokens_come_back_before_the_last_block', 'simmim-vit-norm-target'),
+    ),
+    Mutation(
+        'last blocks: thrown tokens come back past the dropout',
+        'core/pipeline.py',
+        '*(dropout(part) for part in thrown)',
+        '*thrown',
+        named('adapters/mmpretrain/test_simmim', 'test_last_blocks_run_on_all_tokens'),
     ),
     Mutation(
         'last blocks: thrown tokens weigh as kept ones (BEiT)',
