@@ -17,9 +17,9 @@ def verdict_rule(sweep: Sweep) -> str:
         f'Paired by seed, {100 * verdict.confidence:.0f} % t intervals. Against the framework: '
         f'*better* if the interval lies above 0, *worse* if below 0 (*by less than '
         f'{verdict.margin:g}* if also above -{verdict.margin:g} points), *lossless* if it lies above '
-        f'-{verdict.margin:g} otherwise, else *undecided*. Against {verdict.baseline or "others"}: *better* or '
-        '*worse* if the interval excludes 0. The intervals are not corrected for the number of '
-        'comparisons.' + (_BUDGETS if _at_cost(sweep) else '')
+        f'-{verdict.margin:g} otherwise, else *undecided*. Against {verdict.baseline or "others"}: '
+        '*better* or *worse* if the interval excludes 0. The intervals are not corrected for the '
+        'number of comparisons.' + (_BUDGETS if _at_cost(sweep) else '')
     )
 
 
